@@ -1,0 +1,57 @@
+"""Neural networks whose robustness is proved: bound, train, certify.
+
+`import mixtrain_jax as mt`, then `mt.ibp`, `mt.symbolic`, `mt.crown`, `mt.margins` for bounds of any JAX function, `mt.mixing` for
+dynamic weights. Bounds need jax alone; the other modules are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mixtrain_jax.bounds import (
+    BoundsError,
+    Interval,
+    UnsupportedPrimitiveError,
+    crown,
+    crown_ibp,
+    ibp,
+    intersect,
+    linf_ball,
+    margins,
+    symbolic,
+)
+
+if TYPE_CHECKING:
+    from mixtrain_jax import attacks, bounds, certify, losses, mixing, models
+    from mixtrain_jax.subsample import subsample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BoundsError",
+    "Interval",
+    "UnsupportedPrimitiveError",
+    "attacks",
+    "bounds",
+    "certify",
+    "crown",
+    "crown_ibp",
+    "ibp",
+    "intersect",
+    "linf_ball",
+    "losses",
+    "margins",
+    "mixing",
+    "models",
+    "subsample",
+    "symbolic",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("attacks", "certify", "losses", "mixing", "models"):
+        return importlib.import_module(f"mixtrain_jax.{name}")
+    if name == "subsample":
+        return importlib.import_module("mixtrain_jax.subsample").subsample
+    raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

@@ -1,0 +1,114 @@
+"""Boxes of values, and the balls around an input that people certify."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mixtrain_jax.bounds.errors import BoundsError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The box of all arrays `x` with `lower <= x <= upper`, entry by entry.
+
+    A pytree of two arrays of one shape and dtype, so it passes through `jit`, `vmap`, `grad` and `scan`
+    untouched. Building one checks nothing; the bound functions check what they are given.
+    """
+
+    lower: jax.Array
+    upper: jax.Array
+
+    @property
+    def center(self) -> jax.Array:
+        """Midpoint of the box, same shape as `lower`."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> jax.Array:
+        """Half the width of the box, same shape as `lower`."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the arrays in the box."""
+        return self.lower.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the arrays in the box."""
+        return self.lower.dtype
+
+
+def intersect(a: Interval, b: Interval) -> Interval:
+    """Box of the values in both: sound whenever both `a` and `b` are."""
+    return Interval(jnp.maximum(a.lower, b.lower), jnp.minimum(a.upper, b.upper))
+
+
+def linf_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None = None) -> Interval:
+    """All inputs within `eps` of `x` in the l-infinity norm, clipped to the domain.
+
+    Args:
+      x: inputs of any shape, floating point.
+      eps: radius in the units of `x`; a scalar or anything that broadcasts to `x`'s shape, so that a batch
+        `[n, ...]` takes per-example radii `[n, 1, ...]` and an image takes per-pixel ones.
+      domain: lowest and highest value an input can take, for instance `(0.0, 1.0)` for pixels; None for no limit.
+        Clipping to it is exact: no input outside it exists.
+
+    Returns:
+      An `Interval` of `x`'s shape and dtype.
+
+    Raises:
+      BoundsError: where `x` is not floating, `eps` is negative or not finite or of a wrong shape, `x` is not finite or
+        lies outside the domain. Values are checked when they are concrete, that is outside `jit`.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise BoundsError(f"linf_ball wants floating inputs, got {x.dtype}; scale the images first, e.g. x / 255.")
+    eps = jnp.asarray(eps, x.dtype)
+    if jnp.broadcast_shapes(eps.shape, x.shape) != x.shape:
+        raise BoundsError(f"linf_ball wants eps to broadcast to the shape {x.shape} of x, got shape {eps.shape}.")
+    values, radii = concrete(x), concrete(eps)
+    if radii is not None and not np.all((radii >= 0) & np.isfinite(radii)):
+        raise BoundsError(f"linf_ball wants a finite eps >= 0, got {_extremes(radii)}.")
+    if values is not None and not np.all(np.isfinite(values)):
+        raise BoundsError("linf_ball wants finite inputs, got NaN or infinity in x.")
+    if domain is None:
+        return Interval(x - eps, x + eps)
+    low, high = domain
+    if not low < high:
+        raise BoundsError(f"linf_ball wants a domain (low, high) with low < high, got {domain}.")
+    if values is not None and not np.all((values >= low) & (values <= high)):
+        raise BoundsError(f"linf_ball wants inputs inside the domain {domain}, got values in {_extremes(values)}.")
+    return Interval(jnp.maximum(x - eps, low), jnp.minimum(x + eps, high))
+
+
+def check(ball: Interval) -> Interval:
+    """Return the ball if it is a well-formed box; raise `BoundsError` with what is wrong with it otherwise."""
+    lower, upper = jnp.asarray(ball.lower), jnp.asarray(ball.upper)
+    if lower.shape != upper.shape or lower.dtype != upper.dtype:
+        raise BoundsError(
+            "An Interval wants lower and upper of one shape and dtype, "
+            f"got {lower.dtype}{list(lower.shape)} and {upper.dtype}{list(upper.shape)}."
+        )
+    if not jnp.issubdtype(lower.dtype, jnp.floating):
+        raise BoundsError(f"An Interval wants floating bounds, got {lower.dtype}.")
+    ends = concrete(lower), concrete(upper)
+    if ends[0] is not None and ends[1] is not None and not np.all(ends[0] <= ends[1]):
+        raise BoundsError("An Interval wants lower <= upper everywhere; some entries are crossed or NaN.")
+    return Interval(lower, upper)
+
+
+def concrete(x: jax.Array) -> np.ndarray | None:
+    """The values of an array, or None where it is traced and has none yet. Checks made with it stay out of the trace."""
+    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+def _extremes(x: np.ndarray) -> str:
+    return f"{x:g}" if x.ndim == 0 else f"[{x.min():g}, {x.max():g}]"

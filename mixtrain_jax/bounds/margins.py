@@ -1,0 +1,66 @@
+"""The specification people certify: by how much the label's logit exceeds every other one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mixtrain_jax.bounds.backward import Bounded
+from mixtrain_jax.bounds.errors import BoundsError
+from mixtrain_jax.bounds.interval import Interval, check
+
+Method = Callable[[Callable[..., Any]], Bounded]
+
+
+def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval, ArrayLike], jax.Array]:
+    """Lower bounds of `z_y - z_j` for every class `j` other than the label `y`, where `z = f(x)`.
+
+    The differences are folded into the affine maps that end `f`, which is tighter than the difference of two bounds. An
+    example is verified when all its margins are positive.
+
+    Args:
+      method: `ibp`, `symbolic`, `crown`, `crown_ibp`, or one of them with options by `functools.partial`.
+      f: logits of a batch, `[n, ...] -> [n, classes]`, that treats examples independently of each other.
+
+    Returns:
+      A function of a ball of shape `[n, ...]` and integer labels `[n]` that returns margins `[n, classes - 1]`, classes
+      in order with the label left out. With a scalar label it takes a ball of one example instead, `f` is one of one
+      example, `[...] -> [classes]`, and margins are `[classes - 1]`.
+
+    Raises:
+      BoundsError: (the returned function) where labels are not integers, don't fit the ball or are no class of `f`.
+    """
+
+    def bounded(ball: Interval, labels: ArrayLike) -> jax.Array:
+        ball, labels = check(ball), jnp.asarray(labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim > 1:
+            raise BoundsError(
+                f"margins wants integer labels, a scalar or [n], got {labels.dtype}{list(labels.shape)}."
+            )
+        if labels.ndim == 0:
+            return _example(method, f, ball, labels)
+        if ball.shape[:1] != labels.shape:
+            raise BoundsError(
+                f"margins wants one label an example, got a ball of shape {list(ball.shape)} and {len(labels)} labels."
+            )
+        return jax.vmap(lambda x, y: _example(method, lambda v: f(v[None])[0], x, y))(ball, labels)
+
+    return bounded
+
+
+def _example(method: Method, f: Callable[[Any], jax.Array], ball: Interval, label: jax.Array) -> jax.Array:
+    logits = jax.eval_shape(f, ball.lower)
+    if len(logits.shape) != 1 or logits.shape[0] < 2:
+        raise BoundsError(f"margins wants the logits of at least 2 classes, got an output of shape {logits.shape}.")
+    return method(f).rows(specification(label, logits.shape[0], logits.dtype), ball).lower
+
+
+def specification(label: ArrayLike, classes: int, dtype: Any = jnp.float32) -> jax.Array:
+    """Rows `e_y - e_j` for the classes `j` other than the label `y`, in order: `[classes - 1, classes]`."""
+    others = jnp.arange(classes - 1)
+    others = others + (others >= label)
+    return jax.nn.one_hot(label, classes, dtype=dtype) - jax.nn.one_hot(others, classes, dtype=dtype)

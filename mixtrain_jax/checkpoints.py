@@ -1,0 +1,186 @@
+"""Checkpoints that are whole or not used: Orbax writes them, a SHA-256 of every leaf vouches for them.
+
+The one file that imports Orbax. Orbax makes a save atomic but does not notice a flipped bit, so each checkpoint carries a
+manifest of shape, dtype and hash per leaf, and is held to it when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mixtrain_jax.errors import CheckpointError
+
+T = TypeVar("T")
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last."""
+
+    def __init__(self, folder: Path, *, keep: int = 3):
+        """Open or create the folder, and sweep what a crash in mid-save left there.
+
+        Args:
+          folder: where the checkpoints are, one sub-folder a step.
+          keep: how many to keep.
+
+        Raises:
+          CheckpointError: where the folder cannot be used.
+        """
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise CheckpointError(f"Cannot keep checkpoints in {self.folder}: {error}") from error
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, damaged or not; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, tree: Any) -> None:
+        """Write a checkpoint of a pytree of arrays; does nothing where the step has one.
+
+        Raises:
+          CheckpointError: where it could not be written, with the step that is still good.
+        """
+        before = self.latest()
+        if before == step:
+            return
+        leaves = _by_name(jax.device_get(tree))
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves), manifest=ocp.args.JsonSave(manifest(leaves))
+                ),
+                force=True,
+            )
+        except Exception as error:  # Orbax and tensorstore raise whatever the file system made them raise.
+            kept = "there is no earlier one" if before is None else f"step {before} is whole"
+            raise CheckpointError(
+                f"Could not save the checkpoint of step {step} in {self.folder} ({kept}). Free some space or choose another "
+                f"workdir, then run the same command again. Cause: {_first_line(error)}"
+            ) from error
+
+    def restore(self, target: T, tell: Callable[[str], None]) -> T | None:
+        """Read the newest whole checkpoint.
+
+        Damaged ones that are newer are moved to a folder `damaged` beside the checkpoints.
+
+        Args:
+          target: a pytree of arrays of the structure, shapes and dtypes that are expected.
+          tell: is called with one line for every damaged checkpoint that is passed over.
+
+        Returns:
+          A pytree like `target`, or None where there is no checkpoint.
+
+        Raises:
+          CheckpointError: where there are checkpoints, but none can be used.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                leaves = self._read(step)
+            except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
+                damaged.append((step, _first_line(error)))
+                continue
+            tree = _fill(target, leaves, f"{self.folder}, step {step}")
+            for bad, why in damaged:
+                tell(f"checkpoint {bad} is damaged ({why}); moved to {self._discard(bad)}, going on from step {step}")
+            return tree
+        if damaged:
+            listed = "; ".join(f"step {step}: {why}" for step, why in damaged)
+            raise CheckpointError(
+                f"All checkpoints in {self.folder} are damaged ({listed}). Delete the folder to start anew."
+            )
+        return None
+
+    def _read(self, step: int) -> dict[str, np.ndarray]:
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore())
+        )
+        leaves = {name: np.asarray(value) for name, value in restored["state"].items()}
+        found, expected = manifest(leaves), restored["manifest"]
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise CheckpointError(f"the leaf {name} does not match its SHA-256 manifest")
+        if int(leaves["step"]) != step:
+            raise CheckpointError(f"it holds step {int(leaves['step'])}")
+        return leaves
+
+    def _discard(self, step: int) -> Path:
+        destination = self.folder.parent / "damaged" / str(step)
+        destination.parent.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(_free(destination))
+        self._manager.reload()
+        return destination
+
+
+def manifest(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and SHA-256 of the bytes of each named array."""
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": _sha256(leaf)}
+        for name, leaf in leaves.items()
+    }
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 of all the leaves of a pytree of arrays, names, shapes and dtypes included."""
+    return hashlib.sha256(repr(sorted(manifest(_by_name(jax.device_get(tree))).items())).encode()).hexdigest()
+
+
+def _by_name(tree: Any) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
+    def pick(path: Any, like: Any) -> jax.Array:
+        name = _name(path)
+        if name not in leaves:
+            raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network or optimizer.")
+        leaf = leaves[name]
+        if leaf.shape != like.shape or leaf.dtype != like.dtype:
+            raise CheckpointError(
+                f"{where}: the leaf {name} is {leaf.dtype}{list(leaf.shape)}, expected "
+                f"{like.dtype}{list(like.shape)}; it belongs to another network or optimizer."
+            )
+        return jax.numpy.asarray(leaf) if isinstance(like, jax.Array) else leaf
+
+    filled = jax.tree.map_with_path(pick, target)
+    extra = leaves.keys() - _by_name(filled).keys()
+    if extra:
+        raise CheckpointError(f"{where} has a leaf {min(extra)} that is not expected here.")
+    return filled
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _sha256(leaf: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+
+
+def _free(path: Path) -> Path:
+    count = 1
+    candidate = path
+    while candidate.exists():
+        candidate, count = path.with_name(f"{path.name}-{count}"), count + 1
+    return candidate
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

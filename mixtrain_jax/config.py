@@ -1,0 +1,172 @@
+"""An experiment as one frozen dataclass: defaults here, experiments in TOML files, overrides on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from mixtrain_jax.errors import ConfigError
+
+Bound = Literal["ibp", "crown_ibp", "symbolic", "crown"]
+
+
+class Range(NamedTuple):
+    """Lowest and highest value of a number, both allowed."""
+
+    low: float
+    high: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. Every field can be set in a config file and on the command line.
+
+    Raises:
+      ConfigError: where a field has the wrong type or is out of range.
+    """
+
+    data: Literal["digits"] = "digits"
+    """Data set."""
+    model: Literal["mlp", "cnn"] = "mlp"
+    """Network: one hidden layer, or two convolutions and one hidden layer."""
+    width: Annotated[int, Range(1, 65536)] = 512
+    """Units of the hidden layer; 1 to 65536."""
+    eps: Annotated[float, Range(0, 1)] = 0.1
+    """Radius of the l-infinity ball that is certified, in pixel units; 0 to 1."""
+    train_eps_ratio: Annotated[float, Range(0, 4)] = 1.0
+    """Radius of the ball trained on, as a multiple of eps; 0 to 4."""
+    ramp: Annotated[float, Range(0, 1)] = 0.33
+    """Share of training over which the radius grows linearly from 0; 0 to 1."""
+    bound: Bound = "symbolic"
+    """Sound bounds that the robust loss is computed from."""
+    robust_examples: Annotated[int, Range(1)] = 16
+    """k: examples of a batch that carry the robust loss; 1 to batch_size."""
+    replace: bool = False
+    """Draw the k examples with replacement, as the authors of MixTrain do."""
+    robust_probability: Annotated[float, Range(0, 1)] = 1.0
+    """Share of the steps that have a robust loss (the authors' code: 0.8; 0 trains without any); 0 to 1."""
+    mixing: Literal["authors", "constant", "schedule", "convex", "constrained"] = "constrained"
+    """Rule that weighs the robust loss: the authors' schedule, a fixed weight, a linear rise to it over the ramp, a fixed
+    share of the whole, or the share that holds a target of clean accuracy."""
+    weight: Annotated[float, Range(0, 1000)] = 10.0
+    """Weight of the robust loss, the clean loss weighing 1, for constant and schedule; 0 to 1000."""
+    share: Annotated[float, Range(0, 1)] = 0.5
+    """Share of the robust loss in the whole, for convex, and at the start of constrained; 0 to 1."""
+    target: Annotated[float, Range(0, 1)] = 0.98
+    """Clean accuracy on training batches that constrained holds; 0 to 1."""
+    mixing_learning_rate: Annotated[float, Range(0, 100)] = 0.05
+    """Step of the optimizer that moves the share of constrained; 0 to 100."""
+    epochs: Annotated[int, Range(1, 10**6)] = 960
+    """Passes over the training data; 1 to 1000000."""
+    batch_size: Annotated[int, Range(1, 10**6)] = 128
+    """n: examples a step; 1 to 1000000."""
+    learning_rate: Annotated[float, Range(0, 10)] = 2e-3
+    """Peak step of AdamW, falling to 0 by a cosine; 0 to 10."""
+    weight_decay: Annotated[float, Range(0, 10)] = 1e-4
+    """Decoupled weight decay of AdamW; 0 to 10."""
+    clip: Annotated[float, Range(0)] = 10.0
+    """Largest global norm of a gradient; at least 0."""
+    holdout: Annotated[int, Range(1)] = 97
+    """Training examples, the last in the file, that are held out and only measured on; at least 1."""
+    certify: tuple[Bound, ...] = ("ibp", "crown_ibp", "symbolic", "crown")
+    """Bounds tried in turn on the test set; an image is verified when one of them proves it."""
+    attack_steps: Annotated[int, Range(1, 10000)] = 100
+    """Steps of the PGD attack on the test set; 1 to 10000."""
+    attack_restarts: Annotated[int, Range(1, 1000)] = 3
+    """Starts of the PGD attack; 1 to 1000."""
+    points: Annotated[int, Range(1, 10**6)] = 40
+    """How often training logs and measures on the held-out examples, over the whole run; 1 to 1000000."""
+    checkpoint_seconds: Annotated[float, Range(0)] = 10.0
+    """Seconds between checkpoints, 0 for one every step; at least 0."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """Seed of the initial weights, the data order, the subsamples and the attack; 0 to 4294967295."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            _check(name, hint, getattr(self, name))
+        if self.robust_examples > self.batch_size:
+            raise ConfigError(
+                f"robust_examples must be at most batch_size (k of n), got {self.robust_examples} of {self.batch_size}."
+            )
+        if self.mixing == "constrained" and not 0 < self.share < 1:
+            raise ConfigError(f"share must lie strictly between 0 and 1 for constrained mixing, got {self.share}.")
+        if not self.certify:
+            raise ConfigError("certify must name at least one bound.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, in order."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that tell one experiment from another."""
+        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:8]
+
+
+def load(name: str, folder: Path) -> Config:
+    """Read the experiment `name` from `folder/name.toml`, or from a path that ends in `.toml`.
+
+    Raises:
+      ConfigError: where there is no such experiment, the file is no TOML, or a field is unknown, of the wrong type or out
+        of range; an unknown name comes with the nearest known one.
+    """
+    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    if not path.is_file() or (path.parent == folder and path.stem != Path(name).stem):
+        known = available(folder)
+        raise ConfigError(f"There is no config '{name}'{_nearest(name, known)}. Known: {', '.join(known) or 'none'}.")
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    fields = [field.name for field in dataclasses.fields(Config)]
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"{path}: unknown field '{key}'{_nearest(key, fields)}.")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def available(folder: Path) -> list[str]:
+    """Names of the experiments in a folder."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _check(name: str, hint: Any, value: Any) -> None:
+    """Hold a value to its annotated type and range."""
+    if get_origin(hint) is Annotated:
+        kind, bounds = get_args(hint)
+        _check(name, kind, value)
+        if not bounds.low <= value <= bounds.high or not math.isfinite(value):
+            limits = f"at least {bounds.low}" if bounds.high == math.inf else f"{bounds.low} to {bounds.high}"
+            raise ConfigError(f"{name} must be {limits}, got {value}.")
+    elif get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            known = [str(x) for x in get_args(hint)]
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got '{value}'{_nearest(str(value), known)}.")
+    elif get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{name} must be a list, got {value!r}.")
+        for item in value:
+            _check(name, get_args(hint)[0], item)
+    else:
+        accepted = {float: (float, int), int: int, bool: bool, str: str}[hint]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+            raise ConfigError(f"{name} must be of type {_word(hint)}, got {value!r}.")
+
+
+def _word(hint: type | types.GenericAlias) -> str:
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,77 @@
+"""What a data set is, and what is checked of it before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mixtrain_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images `[n, height, width, channels]` float32, and their labels `[n]` int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, where: slice) -> Split:
+        return Split(self.images[where], self.labels[where])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A training and a test split; pixels lie in `domain`, the units in which eps is given."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    domain: tuple[float, float]
+
+    def hold_out(self, count: int) -> tuple[Split, Split]:
+        """The training split without its last `count` examples, and those.
+
+        Raises:
+          ConfigError: where that would leave nothing to train on.
+        """
+        if not 0 < count < len(self.train):
+            raise ConfigError(
+                f"holdout must leave examples on both sides: 1 to {len(self.train) - 1} of the {len(self.train)} training "
+                f"examples of {self.name}, got {count}."
+            )
+        return self.train[:-count], self.train[-count:]
+
+
+def check(data: Dataset) -> Dataset:
+    """Return the data set if it is what it says it is.
+
+    Raises:
+      DataError: naming the split and the first example that has the wrong shape, a NaN, a pixel outside the domain
+        or a label that is no class.
+    """
+    for name, split in (("train", data.train), ("test", data.test)):
+        where = f"{data.name}, {name} split"
+        if split.images.ndim != 4 or split.images.shape[:1] != split.labels.shape or not len(split):
+            raise DataError(
+                f"{where}: expected images [n, height, width, channels] with labels [n], n > 0, "
+                f"got {list(split.images.shape)} and {list(split.labels.shape)}."
+            )
+        low, high = data.domain
+        inside = (split.images >= low) & (split.images <= high)  # False for NaN
+        bad = np.flatnonzero(~inside.all(axis=(1, 2, 3)))
+        if bad.size:
+            raise DataError(
+                f"{where}: example {bad[0]} has a pixel that is NaN or outside {data.domain} "
+                f"({bad.size} such examples); repair or prepare the data again."
+            )
+        bad = np.flatnonzero((split.labels < 0) | (split.labels >= data.classes))
+        if bad.size:
+            raise DataError(
+                f"{where}: example {bad[0]} has label {split.labels[bad[0]]}, expected 0 to {data.classes - 1}."
+            )
+    return data

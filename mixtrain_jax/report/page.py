@@ -1,0 +1,90 @@
+"""The report of a run: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixtrain_jax.certify import Curve, Evaluation
+from mixtrain_jax.config import Config
+from mixtrain_jax.data import Split
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+.numbers { display: flex; gap: 1rem; flex-wrap: wrap; }
+.number { border: 1px solid #ddd; border-radius: 8px; padding: .7rem 1.1rem; flex: 1; min-width: 12rem; }
+.number b { display: block; font-size: 1.9rem; line-height: 1.2; }
+.number small, .caption { color: #666; }
+svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .85rem; } td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
+td:last-child { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+"""
+
+
+def render(
+    config: Config,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    evaluation: Evaluation,
+    curve: Curve,
+    test: Split,
+) -> str:
+    """The page as text. Without matplotlib it has the numbers and says how to get the plots."""
+    eps = summary["eps"]
+    words = {
+        "clean": ("clean_accuracy", "of the test images as they are"),
+        "attacked": ("attacked_accuracy", f"withstand {summary['attack']}: robust accuracy is at most this"),
+        "verified": ("verified_accuracy", "are proved: robust accuracy is at least this"),
+    }
+    numbers = "".join(
+        f"<div class=number>{name}<b>{summary[key]:.1%}</b><small>{html.escape(text)}</small></div>"
+        for name, (key, text) in words.items()
+    )
+    proved = ", ".join(f"{count} by {name}" for name, count in summary["verified_by"].items())
+    body = [
+        f"<h1>{html.escape(config.data)}, {html.escape(config.model)}, l-infinity eps {eps:g}</h1>",
+        f"<p class=caption>{summary['test_examples']} test images, seed {summary['seed']}, "
+        f"{summary['seconds']:.0f} s of training on {html.escape(summary['device'])}</p>",
+        f"<div class=numbers>{numbers}</div>",
+        f"<p class=caption>Proved: {html.escape(proved)}.</p>",
+        *_figures(rows, evaluation, curve, test, eps),
+        "<h2>Config</h2>",
+        _table(config.to_json()),
+        "<h2>Provenance</h2>",
+        _table({**summary["versions"], "weights, SHA-256": summary["params_sha256"]}),
+    ]
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(config.data)}: {summary['verified_accuracy']:.1%} verified</title>"
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _figures(
+    rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve, test: Split, eps: float
+) -> list[str]:
+    try:
+        from mixtrain_jax.report import plots
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("matplotlib"):
+            raise
+        return ["<p><em>For the plots: pip install matplotlib, then run again in a new workdir.</em></p>"]
+    return [
+        "<h2>Accuracy against the radius</h2>",
+        plots.accuracy_curve(curve, eps),
+        "<h2>Training</h2>",
+        plots.training_curves(rows),
+        plots.schedules(rows),
+        "<h2>Test images and their proved class</h2>",
+        "<p class=caption>Green: the class is proved for the whole ball. Grey: no attack succeeded, nor did a proof. "
+        "Orange: an attack changed the class. Red: wrong without any attack.</p>",
+        plots.image_grid(test, evaluation),
+    ]
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in values.items())
+    return f"<table>{rows}</table>"

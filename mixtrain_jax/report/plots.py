@@ -1,0 +1,114 @@
+"""The pictures of a run, as SVG text that a page can hold."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mixtrain_jax.certify import Curve, Evaluation
+from mixtrain_jax.data import Split
+
+CLEAN, ATTACKED, VERIFIED, NEUTRAL = "#3b6fb6", "#d9822b", "#2f8f5b", "#777777"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "mixtrain",  # same run, same file
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Losses, and accuracies on the held-out examples, over the epochs."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+        epochs = [row["epoch"] for row in rows]
+        for name, color in (("clean_loss", CLEAN), ("robust_loss", VERIFIED)):
+            left.plot(epochs, [row[name] for row in rows], color=color, label=name.replace("_", " "))
+        left.set(xlabel="epoch", ylabel="mean loss", title="Training losses", yscale="log")
+        left.legend()
+        for name, color in (("clean", CLEAN), ("verified", VERIFIED)):
+            right.plot(epochs, [row[f"heldout_{name}_accuracy"] for row in rows], color=color, label=name)
+        right.set(xlabel="epoch", ylabel="accuracy", title="Held-out examples", ylim=(0, 1.02))
+        right.legend(loc="lower right")
+        return _svg(figure)
+
+
+def schedules(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Relative weight of the robust loss, and radius, over the epochs."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
+        epochs = [row["epoch"] for row in rows]
+        left.plot(epochs, [row["relative_weight"] for row in rows], color=ATTACKED)
+        left.set(xlabel="epoch", ylabel="robust weight / clean weight", title="Dynamic weight")
+        right.plot(epochs, [row["eps"] for row in rows], color=NEUTRAL)
+        right.set(xlabel="epoch", ylabel="eps trained on", title="Radius")
+        return _svg(figure)
+
+
+def accuracy_curve(curve: Curve, eps: float) -> str:
+    """Clean, attacked and verified accuracy against the radius, what lies between the two shaded."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(10, 3.8), layout="constrained")
+        grid = np.linspace(0, curve.eps[-1], 201)
+        verified = (curve.radius[None, :] >= grid[:, None]).mean(1)
+        attacked = np.interp(grid, curve.eps, curve.attacked)
+        axes.fill_between(grid, verified, np.maximum(attacked, verified), color=NEUTRAL, alpha=0.15, lw=0)
+        axes.plot(curve.eps, curve.clean, color=CLEAN, label="clean")
+        axes.plot(curve.eps, curve.attacked, "o-", ms=3, color=ATTACKED, label="attacked (upper bound)")
+        axes.plot(grid, verified, color=VERIFIED, label="verified (lower bound): certified radius")
+        axes.axvline(eps, color=NEUTRAL, lw=0.8, ls=":")
+        axes.set(xlabel="eps, l-infinity, pixel units", ylabel="accuracy", ylim=(0, 1.02), xlim=(0, curve.eps[-1]))
+        axes.set_title("Robust accuracy lies in the grey band")
+        axes.legend(loc="upper right")
+        return _svg(figure)
+
+
+def image_grid(split: Split, evaluation: Evaluation, count: int = 40) -> str:
+    """The first test images, framed by what is known of each."""
+    count = min(count, len(split))
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        rows = -(-count // 10)
+        figure, axes = plt.subplots(rows, 10, figsize=(10, 1.35 * rows), layout="constrained", squeeze=False)
+        for i, axis in enumerate(axes.flat):
+            if i < count:
+                _image(axis, split, evaluation, i)
+            else:
+                axis.axis("off")
+        return _svg(figure)
+
+
+def _image(axis: Axes, split: Split, evaluation: Evaluation, i: int) -> None:
+    image = split.images[i]
+    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+    predicted, label = evaluation.predictions[i], split.labels[i]
+    if evaluation.verified[i]:
+        text, color = f"proved {predicted}", VERIFIED
+    elif evaluation.attacked[i]:
+        text, color = f"{predicted}, open", NEUTRAL
+    elif evaluation.clean[i]:
+        text, color = f"{predicted}, broken", ATTACKED
+    else:
+        text, color = f"{predicted}, is {label}", "#b3261e"
+    axis.set_title(text, fontsize=8, color=color, pad=3)
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=color, linewidth=2)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

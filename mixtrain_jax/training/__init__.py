@@ -1,0 +1,1 @@
+"""Training: one state, three small jitted steps, one loop."""

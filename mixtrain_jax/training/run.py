@@ -1,0 +1,300 @@
+"""One run from its config to its report."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mixtrain_jax import certify, data, mixing, models
+from mixtrain_jax.bounds import linf_ball, margins
+from mixtrain_jax.checkpoints import Checkpoints, fingerprint
+from mixtrain_jax.config import Config
+from mixtrain_jax.data.order import batch_indices
+from mixtrain_jax.errors import ConfigError, NonFiniteError
+from mixtrain_jax.report import page
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.training.rundir import RunDir
+from mixtrain_jax.training.signals import Stop
+from mixtrain_jax.training.state import Totals, TrainState
+from mixtrain_jax.training.steps import Apply, Data, Steps, make_steps
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: np.ndarray  # steps done, int64
+    seconds: np.ndarray  # spent in training so far, float64
+    state: TrainState
+
+
+class Setup(NamedTuple):
+    """What a config stands for: everything of a run that no step changes."""
+
+    config: Config
+    dataset: data.Dataset
+    train: data.Split
+    heldout: data.Split
+    apply: Apply
+    steps: Steps
+    rule: mixing.MixRule
+    eps: optax.Schedule
+    total_steps: int
+    initial: TrainState
+
+
+def run(config: Config, workdir: Path, display: Display) -> dict[str, Any]:
+    """Train, certify and report; go on where an earlier run of the same config in the same folder stopped.
+
+    Args:
+      config: the experiment.
+      workdir: folder of the run, created if needed.
+      display: shows what happens.
+
+    Returns:
+      What is written to `summary.json`.
+
+    Raises:
+      MixtrainError: one of its kinds, each with the exit code of the command line; the message says what to do.
+    """
+    folder = RunDir(workdir)
+    with folder.opened(config), Stop() as stop:
+        summary = folder.summary()
+        if summary is None:
+            setup = prepare(config)
+            checkpoints = Checkpoints(folder.checkpoints)
+            saved = train(setup, folder, checkpoints, stop, display)
+            summary = finish(setup, saved, folder, stop, display)
+        else:
+            display.note("This run has ended already; choose another --workdir to run it again.")
+    display.summary(summary)
+    display.note(f"Report: {folder.path / 'report.html'}")
+    return summary
+
+
+def prepare(config: Config) -> Setup:
+    """Load the data, build network, rule, optimizer and steps, and the state that training starts from.
+
+    Raises:
+      ConfigError: where the config does not fit the data.
+      DataError: where the data are missing or damaged.
+    """
+    dataset = data.load(config.data)
+    train_split, heldout = dataset.hold_out(config.holdout)
+    if config.batch_size > len(train_split):
+        raise ConfigError(
+            f"batch_size must be at most the {len(train_split)} training examples left, got {config.batch_size}."
+        )
+    count = len(train_split)
+    total_steps = max(1, round(config.epochs * count / config.batch_size))
+    network = models.MODELS[config.model](classes=dataset.classes, width=config.width)
+    init_key, subsample_key = jax.random.split(jax.random.key(config.seed))
+    params = jax.jit(network.init)(init_key, train_split.images[:1])
+    eps = optax.linear_schedule(0.0, config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps)))
+    tx = optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            optax.cosine_decay_schedule(config.learning_rate, total_steps), weight_decay=config.weight_decay
+        ),
+    )
+    rule = make_rule(config, total_steps)
+    steps = make_steps(
+        network.apply,
+        method=certify.methods([config.bound])[config.bound],
+        eps=eps,
+        k=config.robust_examples,
+        replace=config.replace,
+        key=subsample_key,
+        domain=dataset.domain,
+        rule=rule,
+        tx=tx,
+        steps_per_epoch=count / config.batch_size,
+    )
+    initial = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        mix_state=rule.init(),
+        totals=Totals.zeros(),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+    return Setup(config, dataset, train_split, heldout, network.apply, steps, rule, eps, total_steps, initial)
+
+
+def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
+    """The mixing rule that a config names."""
+    match config.mixing:
+        case "authors":
+            return mixing.authors(config.ramp * config.epochs)
+        case "constant":
+            return mixing.constant(config.weight)
+        case "schedule":
+            return mixing.schedule(optax.linear_schedule(0.0, config.weight, max(1, round(config.ramp * total_steps))))
+        case "convex":
+            return mixing.convex(config.share)
+        case "constrained":
+            tx = optax.sgd(config.mixing_learning_rate)
+            return mixing.constrained(config.target, tx, start=config.share)
+
+
+def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, display: Display) -> Saved:
+    """Take the steps that are left, logging, measuring and saving on the way.
+
+    Raises:
+      NonFiniteError: at the first step whose loss or gradient is not finite.
+      PreemptedError, InterruptedRunError: after a signal, once the state is saved.
+      CheckpointError: where a checkpoint cannot be written or none can be read.
+    """
+    config, steps, total = setup.config, setup.steps, setup.total_steps
+    saved = checkpoints.restore(Saved(np.int64(0), np.float64(0), setup.initial), display.note)
+    if saved is not None:
+        display.note(f"Going on from step {int(saved.step)} of {total}.")
+    else:
+        saved = Saved(np.int64(0), np.float64(0), setup.initial)
+    state, first, spent = saved.state, int(saved.step), float(saved.seconds)
+    folder.rewind_metrics(first)
+    on_device: Data = jax.device_put((setup.train.images, setup.train.labels))
+    measure = make_measure(setup)
+    absent = steps.absent(state)
+    log_every = max(1, total // config.points)
+    started = logged = saved_at = time.monotonic()
+
+    def snapshot(done: int) -> Saved:
+        if (bad := int(state.bad_step)) >= 0:
+            good = checkpoints.latest()
+            raise NonFiniteError(
+                f"The loss or a gradient became NaN or infinite at step {bad}; "
+                + (f"the last good checkpoint is step {good}" if good is not None else "there is no checkpoint yet")
+                + f" in {checkpoints.folder}. Lower learning_rate or weight, or lengthen the ramp."
+            )
+        return Saved(np.int64(done), np.float64(spent + time.monotonic() - started), state)
+
+    for step in range(first, total):
+        indices = jnp.asarray(batch_indices(config.seed, step, config.batch_size, len(setup.train)))
+        clean = steps.clean(state, on_device, indices)
+        robust = steps.robust(state, on_device, indices) if has_robust(config, step) else absent
+        state = steps.update(state, clean, robust)
+        done = step + 1
+        display.progress("train", done, total)
+        if done % log_every == 0 or done == total:
+            snapshot(done)
+            now = time.monotonic()
+            row = log_row(setup, state, measure(state), done)
+            row["seconds"] = spent + now - started
+            row["examples_per_second"] = min(log_every, done - first) * config.batch_size / (now - logged)
+            left = (now - started) / (done - first) * (total - done)
+            display.row({**row, "seconds_left": left}, last=done == total)
+            folder.append_metrics(row)
+            state, logged = state._replace(totals=Totals.zeros()), time.monotonic()
+        if stop.signal or done == total or time.monotonic() - saved_at >= config.checkpoint_seconds:
+            checkpoints.save(done, snapshot(done))
+            saved_at = time.monotonic()
+        if stop.signal and done < total:
+            raise stop.error(f"step {done} of {total} is saved")
+    return snapshot(total)
+
+
+def has_robust(config: Config, step: int) -> bool:
+    """Whether a step has a robust loss, a pure function of the seed and the step."""
+    if config.robust_probability in (0.0, 1.0):
+        return config.robust_probability == 1.0
+    return bool(np.random.default_rng([config.seed, step, 1]).random() < config.robust_probability)
+
+
+def make_measure(setup: Setup) -> Any:
+    """A jitted function of the state: clean and verified accuracy on the held-out examples at the full radius."""
+    config = setup.config
+    images, labels = jax.device_put((setup.heldout.images, setup.heldout.labels))
+    ball = linf_ball(images, config.eps, setup.dataset.domain)
+    method = certify.methods([config.bound])[config.bound]
+
+    @jax.jit
+    def measure(state: TrainState) -> tuple[jax.Array, jax.Array]:
+        logits_fn = functools.partial(setup.apply, state.params)
+        right = logits_fn(images).argmax(-1) == labels
+        proved = (margins(method, logits_fn)(ball, labels) > 0).all(-1)
+        return right.mean(), (right & proved).mean()
+
+    return measure
+
+
+def log_row(setup: Setup, state: TrainState, heldout: tuple[jax.Array, jax.Array], done: int) -> dict[str, Any]:
+    """A row of `metrics.jsonl`, but for what depends on the clock."""
+    means = jax.device_get(state.totals).means()
+    clean_weight, robust_weight = means["clean_weight"], means["robust_weight"]
+    return {
+        "step": done,
+        "epoch": done * setup.config.batch_size / len(setup.train),
+        **means,
+        "relative_weight": robust_weight / max(clean_weight, 1e-9),
+        "eps": float(setup.eps(done)),
+        "heldout_clean_accuracy": float(heldout[0]),
+        "heldout_verified_accuracy": float(heldout[1]),
+    }
+
+
+def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Display) -> dict[str, Any]:
+    """Certify the whole test set and write the report; the summary comes last, as the sign that the run has ended.
+
+    Raises:
+      PreemptedError, InterruptedRunError: after a signal; training is saved.
+      SoundnessError: where an image is both proved and broken.
+    """
+    config, dataset = setup.config, setup.dataset
+    logits_fn = functools.partial(setup.apply, saved.state.params)
+
+    def poll(what: str, done: int, total: int) -> None:
+        display.progress(what, done, total)
+        if stop.signal:
+            raise stop.error("training is saved, certification starts anew")
+
+    started = time.monotonic()
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    methods = certify.methods(config.certify)
+    common = {"domain": dataset.domain, "attack_steps": config.attack_steps, "poll": poll}
+    evaluation = certify.evaluate(
+        key, logits_fn, dataset.test, config.eps, methods=methods, attack_restarts=config.attack_restarts, **common
+    )
+    curve = certify.measure_curve(
+        key, logits_fn, dataset.test, evaluation, method=methods[config.certify[-1]], **common
+    )
+    summary = {
+        **evaluation.accuracies(),
+        "eps": config.eps,
+        "method": ", ".join(config.certify),
+        "attack": f"PGD {config.attack_steps} steps x {config.attack_restarts} starts",
+        "seconds": float(saved.seconds),
+        "certify_seconds": time.monotonic() - started,
+        "seed": config.seed,
+        "test_examples": len(dataset.test),
+        "verified_by": {name: int((evaluation.proved_by == name).sum()) for name in methods},
+        "params_sha256": fingerprint(saved.state.params),
+        "state_sha256": fingerprint(saved.state),
+        "versions": versions(),
+        "device": device(),
+    }
+    content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
+    folder.write("report.html", content)
+    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("mixtrain_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def device() -> str:
+    """The accelerator in words, and the processors of the host."""
+    return f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"
