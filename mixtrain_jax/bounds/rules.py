@@ -17,7 +17,7 @@ from jax.extend.core import Primitive, primitives
 
 from mixtrain_jax.bounds import relaxations
 from mixtrain_jax.bounds.errors import UnsupportedPrimitiveError
-from mixtrain_jax.bounds.interval import Interval
+from mixtrain_jax.bounds.interval import Interval, concrete
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.tape import Op, Ref
 
@@ -194,8 +194,12 @@ def _relax_max(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation 
 
 def _entrywise_relaxation(lines: relaxations.Lines, shift: jax.Array) -> Relaxation:
     """Lines for `g(x - shift) + shift` from lines for `g`."""
+    value = concrete(shift)
+    centered = value is not None and not value.any()  # a literal 0, as in relu
 
     def side(slope: jax.Array, offset: jax.Array | None, transpose: Callable[[Arrays], Arrays]) -> Affine:
+        if centered:
+            return Affine(transpose, None if offset is None else (offset,))
         return Affine(transpose, (shift - slope * shift + (0 if offset is None else offset),))
 
     def scale(slope: jax.Array) -> Callable[[Arrays], Arrays]:
