@@ -53,8 +53,7 @@ class Config:
     robust_probability: Annotated[float, Range(0, 1)] = 1.0
     """Share of the steps that have a robust loss (the authors' code: 0.8; 0 trains without any); 0 to 1."""
     mixing: Literal["authors", "constant", "schedule", "convex", "constrained"] = "constrained"
-    """Rule that weighs the robust loss: the authors' schedule, a fixed weight, a linear rise to it over the ramp, a fixed
-    share of the whole, or the share that holds a target of clean accuracy."""
+    """Rule that weighs the robust loss: authors, by their schedule; constant, by weight; schedule, rising to weight over the ramp; convex, by share; constrained, by the share that holds target."""  # noqa: E501  a line of help
     weight: Annotated[float, Range(0, 1000)] = 10.0
     """Weight of the robust loss, the clean loss weighing 1, for constant and schedule; 0 to 1000."""
     share: Annotated[float, Range(0, 1)] = 0.5
@@ -152,7 +151,7 @@ def _check(name: str, hint: Any, value: Any) -> None:
         _check(name, kind, value)
         if not bounds.low <= value <= bounds.high or not math.isfinite(value):
             limits = f"at least {bounds.low}" if bounds.high == math.inf else f"{bounds.low} to {bounds.high}"
-            raise ConfigError(f"{name} must be {limits}, got {value}.")
+            raise ConfigError(f"{name} must be a number, {limits}; got {value}.")
     elif get_origin(hint) is Literal:
         if value not in get_args(hint):
             known = [str(x) for x in get_args(hint)]

@@ -111,9 +111,7 @@ class ConstrainedState(NamedTuple):
     opt_state: optax.OptState
 
 
-def constrained(
-    target: float, tx: optax.GradientTransformation, *, start: float = 0.5, decay: float = 0.99
-) -> MixRule:
+def constrained(target: float, tx: optax.GradientTransformation, *, start: float = 0.5, decay: float = 0.99) -> MixRule:
     """The adaptive rule: as verifiable as possible subject to `clean_accuracy >= target`.
 
     The Lagrangian form of that problem, our own choice: the robust loss weighs `alpha = sigmoid(multiplier)` and the clean

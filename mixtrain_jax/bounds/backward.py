@@ -41,9 +41,7 @@ class Analysis(NamedTuple):
     relaxations: list[Relaxation | None]  # of ops that are not affine; None: bounded by their boxes alone
 
 
-def analyse(
-    tape: Tape, *, slopes: Slopes | None = None, tighten: bool = False, chunk: int | None = None
-) -> Analysis:
+def analyse(tape: Tape, *, slopes: Slopes | None = None, tighten: bool = False, chunk: int | None = None) -> Analysis:
     """Walk the tape forwards.
 
     Args:

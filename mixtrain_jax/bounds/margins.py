@@ -38,9 +38,7 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
     def bounded(ball: Interval, labels: ArrayLike) -> jax.Array:
         ball, labels = check(ball), jnp.asarray(labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim > 1:
-            raise BoundsError(
-                f"margins wants integer labels, a scalar or [n], got {labels.dtype}{list(labels.shape)}."
-            )
+            raise BoundsError(f"margins wants integer labels, a scalar or [n], got {labels.dtype}{list(labels.shape)}.")
         if labels.ndim == 0:
             return _example(method, f, ball, labels)
         if ball.shape[:1] != labels.shape:

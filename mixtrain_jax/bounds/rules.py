@@ -252,6 +252,8 @@ register(Rule("sum", _sub, _always, entrywise=True), primitives.sub_p)
 register(Rule("sum", _neg, _always, entrywise=True), primitives.neg_p)
 register(Rule("product", _mul, _one_ref, homogeneous=True, entrywise=True), primitives.mul_p)
 register(Rule("product", _div, _one_ref, homogeneous=True, entrywise=True), primitives.div_p)
-register(Rule("product", _bilinear, _one_ref, homogeneous=True), primitives.dot_general_p, primitives.conv_general_dilated_p)
+register(
+    Rule("product", _bilinear, _one_ref, homogeneous=True), primitives.dot_general_p, primitives.conv_general_dilated_p
+)
 register(Rule("monotone", endpoints, relax=_relax_max, entrywise=True), primitives.max_p)
 register(Rule("monotone", endpoints, entrywise=True), primitives.min_p)

@@ -131,7 +131,7 @@ def measure_curve(
     domain: tuple[float, float],
     method: Method,
     reach: float = 2.5,
-    points: int = 11,
+    points: int = 21,
     attack_steps: int = 100,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
@@ -189,13 +189,9 @@ def _predict(logits_fn: LogitsFn, split: Split, batch_size: int, poll: Poll) -> 
 AttackFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def _attack_fn(
-    key: jax.Array, logits_fn: LogitsFn, domain: tuple[float, float], steps: int, restarts: int
-) -> AttackFn:
+def _attack_fn(key: jax.Array, logits_fn: LogitsFn, domain: tuple[float, float], steps: int, restarts: int) -> AttackFn:
     @jax.jit
-    def attack(
-        images: jax.Array, labels: jax.Array, eps: jax.Array, index: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def attack(images: jax.Array, labels: jax.Array, eps: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         ball = linf_ball(images, _per_image(eps, images), domain)
         batch_key = jax.random.fold_in(key, index[0])
         found = pgd(batch_key, logits_fn, images, labels, ball, steps=steps, restarts=restarts)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from mixtrain_jax.errors import ConfigError, DataError
+from mixtrain_jax.errors import ConfigError, DataError, NonFiniteError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,9 @@ def check(data: Dataset) -> Dataset:
     """Return the data set if it is what it says it is.
 
     Raises:
-      DataError: naming the split and the first example that has the wrong shape, a NaN, a pixel outside the domain
-        or a label that is no class.
+      DataError: naming the split and the first example that has the wrong shape, a pixel outside the domain or a label
+        that is no class.
+      NonFiniteError: naming the split and the first example that has a NaN or infinite pixel.
     """
     for name, split in (("train", data.train), ("test", data.test)):
         where = f"{data.name}, {name} split"
@@ -62,13 +63,15 @@ def check(data: Dataset) -> Dataset:
                 f"got {list(split.images.shape)} and {list(split.labels.shape)}."
             )
         low, high = data.domain
-        inside = (split.images >= low) & (split.images <= high)  # False for NaN
-        bad = np.flatnonzero(~inside.all(axis=(1, 2, 3)))
-        if bad.size:
-            raise DataError(
-                f"{where}: example {bad[0]} has a pixel that is NaN or outside {data.domain} "
-                f"({bad.size} such examples); repair or prepare the data again."
-            )
+        for good, error, what in (
+            (np.isfinite(split.images), NonFiniteError, "that is NaN or infinite"),
+            ((split.images >= low) & (split.images <= high), DataError, f"outside {data.domain}"),
+        ):
+            bad = np.flatnonzero(~good.all(axis=(1, 2, 3)))
+            if bad.size:
+                raise error(
+                    f"{where}: example {bad[0]} has a pixel {what} ({bad.size} such examples); prepare the data again."
+                )
         bad = np.flatnonzero((split.labels < 0) | (split.labels >= data.classes))
         if bad.size:
             raise DataError(

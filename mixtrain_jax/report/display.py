@@ -66,8 +66,6 @@ class Display:
         if what != self._doing:
             self._doing = what
             self._progress.reset(self._task, description=what, completed=done, total=total, visible=True)
-            if not self.live and time.monotonic() - self._printed > _QUIET_SECONDS:
-                self._say(f"{what} ({total})")
         self._progress.update(self._task, completed=done, total=total)
 
     def row(self, row: Mapping[str, Any], *, last: bool = False) -> None:

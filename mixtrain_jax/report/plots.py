@@ -62,15 +62,16 @@ def accuracy_curve(curve: Curve, eps: float) -> str:
         figure, axes = plt.subplots(figsize=(10, 3.8), layout="constrained")
         grid = np.linspace(0, curve.eps[-1], 201)
         verified = (curve.radius[None, :] >= grid[:, None]).mean(1)
-        attacked = np.interp(grid, curve.eps, curve.attacked)
+        # Broken at a radius is broken at all larger ones, so between two attacked radii the left one's share bounds.
+        attacked = curve.attacked[np.searchsorted(curve.eps, grid, side="right") - 1]
         axes.fill_between(grid, verified, np.maximum(attacked, verified), color=NEUTRAL, alpha=0.15, lw=0)
         axes.plot(curve.eps, curve.clean, color=CLEAN, label="clean")
-        axes.plot(curve.eps, curve.attacked, "o-", ms=3, color=ATTACKED, label="attacked (upper bound)")
+        axes.plot(grid, attacked, color=ATTACKED, label="attacked (upper bound)")
         axes.plot(grid, verified, color=VERIFIED, label="verified (lower bound): certified radius")
         axes.axvline(eps, color=NEUTRAL, lw=0.8, ls=":")
         axes.set(xlabel="eps, l-infinity, pixel units", ylabel="accuracy", ylim=(0, 1.02), xlim=(0, curve.eps[-1]))
         axes.set_title("Robust accuracy lies in the grey band")
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower left")
         return _svg(figure)
 
 

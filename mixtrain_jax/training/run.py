@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import mixtrain_jax
 from mixtrain_jax import certify, data, mixing, models
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.checkpoints import Checkpoints, fingerprint
@@ -103,9 +104,7 @@ def prepare(config: Config) -> Setup:
     eps = optax.linear_schedule(0.0, config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps)))
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            optax.cosine_decay_schedule(config.learning_rate, total_steps), weight_decay=config.weight_decay
-        ),
+        optax.adamw(optax.cosine_decay_schedule(config.learning_rate, total_steps), weight_decay=config.weight_decay),
     )
     rule = make_rule(config, total_steps)
     steps = make_steps(
@@ -166,6 +165,8 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     on_device: Data = jax.device_put((setup.train.images, setup.train.labels))
     measure = make_measure(setup)
     absent = steps.absent(state)
+    compile_steps(setup, on_device)
+    jax.block_until_ready(measure(state))
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
 
@@ -202,6 +203,14 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
         if stop.signal and done < total:
             raise stop.error(f"step {done} of {total} is saved")
     return snapshot(total)
+
+
+def compile_steps(setup: Setup, on_device: Data) -> None:
+    """Run every step once on a copy of the first state, so that compilation is no part of the time of training."""
+    state = jax.tree.map(jnp.copy, setup.initial)
+    indices = jnp.zeros(setup.config.batch_size, jnp.int32)
+    clean, robust = setup.steps.clean(state, on_device, indices), setup.steps.robust(state, on_device, indices)
+    jax.block_until_ready(setup.steps.update(state, clean, robust))
 
 
 def has_robust(config: Config, step: int) -> bool:
@@ -259,6 +268,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
             raise stop.error("training is saved, certification starts anew")
 
     started = time.monotonic()
+    display.note(f"Measuring on the {len(dataset.test)} test images.")
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     methods = certify.methods(config.certify)
     common = {"domain": dataset.domain, "attack_steps": config.attack_steps, "poll": poll}
@@ -291,8 +301,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("mixtrain_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "mixtrain_jax": mixtrain_jax.__version__, **found}
 
 
 def device() -> str:

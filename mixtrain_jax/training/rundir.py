@@ -38,7 +38,9 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until the run ends
         except OSError as error:
-            raise ConfigError(f"Cannot use {self.path} as workdir: {error.strerror}. Choose another --workdir.") from error
+            raise ConfigError(
+                f"Cannot use {self.path} as workdir: {error.strerror}. Choose another --workdir."
+            ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -95,7 +95,7 @@ def make_steps(
         weights, mix_state = rule.update(signals, state.mix_state)
         gradient = jax.tree.map(lambda c, r: weights.clean * c + weights.robust * r, clean.gradient, robust.gradient)
         loss = weights.clean * clean.loss + weights.robust * robust.loss
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         now = Totals(
             steps=jnp.ones(()),
