@@ -1,7 +1,7 @@
 """Neural networks whose robustness is proved: bound, train, certify.
 
-`import mixtrain_jax as mt`, then `mt.ibp`, `mt.symbolic`, `mt.crown`, `mt.margins` for bounds of any JAX function, `mt.mixing` for
-dynamic weights. Bounds need jax alone; the other modules are imported when they are first used.
+`import mixtrain_jax as mt`, then `mt.ibp`, `mt.symbolic`, `mt.crown` and `mt.margins` for bounds of JAX functions,
+`mt.mixing` for dynamic weights. Bounds need jax alone; the other modules are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not used: Orbax writes them, a SHA-256 of every leaf vouches for them.
 
-The one file that imports Orbax. Orbax makes a save atomic but does not notice a flipped bit, so each checkpoint carries a
-manifest of shape, dtype and hash per leaf, and is held to it when it is read.
+The one file that imports Orbax. Orbax makes a save atomic but does not notice a flipped bit, so each checkpoint
+carries a manifest of shape, dtype and hash per leaf, and is held to it when it is read.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise whatever the file system made them raise.
             kept = "there is no earlier one" if before is None else f"step {before} is whole"
             raise CheckpointError(
-                f"Could not save the checkpoint of step {step} in {self.folder} ({kept}). Free some space or choose another "
-                f"workdir, then run the same command again. Cause: {_first_line(error)}"
+                f"Could not save the checkpoint of step {step} in {self.folder} ({kept}). Free some space or choose "
+                f"another workdir, then run the same command again. Cause: {_first_line(error)}"
             ) from error
 
     def restore(self, target: T, tell: Callable[[str], None]) -> T | None:
@@ -147,7 +147,7 @@ def _by_name(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
-    def pick(path: Any, like: Any) -> jax.Array:
+    def pick(path: Any, like: Any) -> jax.Array | np.ndarray:
         name = _name(path)
         if name not in leaves:
             raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network or optimizer.")

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tomllib
 import types
 from pathlib import Path
@@ -112,12 +113,12 @@ def load(name: str, folder: Path) -> Config:
     """Read the experiment `name` from `folder/name.toml`, or from a path that ends in `.toml`.
 
     Raises:
-      ConfigError: where there is no such experiment, the file is no TOML, or a field is unknown, of the wrong type or out
-        of range; an unknown name comes with the nearest known one.
+      ConfigError: where there is no such experiment, the file is no TOML, or a field is unknown, of the wrong type or
+        out of range; an unknown name comes with the nearest known one.
     """
+    known = available(folder)
     path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
-    if not path.is_file() or (path.parent == folder and path.stem != Path(name).stem):
-        known = available(folder)
+    if not (os.path.isfile(path) if name.endswith(".toml") else name in known):
         raise ConfigError(f"There is no config '{name}'{_nearest(name, known)}. Known: {', '.join(known) or 'none'}.")
     try:
         values = tomllib.loads(path.read_text())

@@ -1,7 +1,7 @@
 """Dynamic mixed training: how much the clean and the robust loss weigh, step by step.
 
-A rule is an `(init, update)` pair in the manner of optax. `update(signals, state) -> (weights, state)` is pure, so it runs
-inside the jitted step, and its state lives in the train state and in the checkpoint.
+A rule is an `(init, update)` pair in the manner of optax. `update(signals, state) -> (weights, state)` is pure, so it
+runs inside the jitted step, and its state lives in the train state and in the checkpoint.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ class ConstrainedState(NamedTuple):
 def constrained(target: float, tx: optax.GradientTransformation, *, start: float = 0.5, decay: float = 0.99) -> MixRule:
     """The adaptive rule: as verifiable as possible subject to `clean_accuracy >= target`.
 
-    The Lagrangian form of that problem, our own choice: the robust loss weighs `alpha = sigmoid(multiplier)` and the clean
-    loss `1 - alpha`; `tx` descends on the violation `target - accuracy`, accuracy being smoothed by a moving average
-    that starts at the target. Below the target the clean loss gains weight, above it the robust loss does. Any optax
-    transformation drives it; its state is part of the rule's.
+    The Lagrangian form of that problem, our own choice: the robust loss weighs `alpha = sigmoid(multiplier)` and the
+    clean loss `1 - alpha`; `tx` descends on the violation `target - accuracy`, accuracy being smoothed by a moving
+    average that starts at the target. Below the target the clean loss gains weight, above it the robust loss does. Any
+    optax transformation drives it; its state is part of the rule's.
 
     Args:
       target: clean accuracy on training batches to hold, 0 to 1.
@@ -141,9 +141,8 @@ def constrained(target: float, tx: optax.GradientTransformation, *, start: float
     def update(signals: Signals, state: ConstrainedState) -> tuple[Weights, ConstrainedState]:
         accuracy = decay * state.accuracy + (1 - decay) * signals.clean_accuracy
         moves, opt_state = tx.update(target - accuracy, state.opt_state, state.multiplier)
-        multiplier = optax.apply_updates(state.multiplier, moves)
         # Beyond +-8 the sigmoid is flat, and the way back would be long.
-        multiplier = jnp.clip(multiplier, -8.0, 8.0)
+        multiplier = jnp.clip(state.multiplier + jnp.asarray(moves), -8.0, 8.0)
         share = jax.nn.sigmoid(multiplier)
         return Weights(1 - share, share), ConstrainedState(multiplier, accuracy, opt_state)
 

@@ -106,7 +106,7 @@ def check(ball: Interval) -> Interval:
 
 
 def concrete(x: jax.Array) -> np.ndarray | None:
-    """The values of an array, or None where it is traced and has none yet. Checks made with it stay out of the trace."""
+    """The values of an array; None where it is traced and has none yet. Checks made with it stay out of the trace."""
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 

@@ -1,8 +1,8 @@
 """The registry: primitive -> rule, one family at a time.
 
 A rule says three things: how a primitive maps intervals, whether it is affine in its interval operands (then its
-backward map is derived with `jax.vjp`, never written by hand), and, where it is not, which affine functions lie below and above
-it. To teach the library a primitive, `register` it with the family that fits.
+backward map is derived with `jax.vjp`, never written by hand), and, where it is not, which affine functions lie below
+and above it. To teach the library a primitive, `register` it with the family that fits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Rule:
 
     Attributes:
       family: the word the coverage table shows.
-      interval: `(op, operands) -> intervals`, one an output. Operands are intervals where the op's are refs, else arrays.
+      interval: `(op, operands) -> intervals`, one an output; an operand is an interval where the op's is a ref.
       affine: whether the op is affine jointly in its interval operands.
       relax: `(op, operands, slopes) -> Relaxation` for ops that are not affine; None to bound the op by its intervals
         alone, which is always sound.
@@ -56,7 +56,7 @@ class Rule:
     family: str
     interval: Callable[[Op, Sequence[Value]], Sequence[Interval]]
     affine: Callable[[Op], bool] = lambda op: False
-    relax: Callable[[Op, Sequence[Value], Slopes], Relaxation] | None = None
+    relax: Callable[[Op, Sequence[Value], Slopes], Relaxation | None] | None = None
     homogeneous: bool = False
     entrywise: bool = False
 
@@ -88,9 +88,10 @@ def unsupported(op: Op, why: str) -> UnsupportedPrimitiveError:
     return UnsupportedPrimitiveError(
         f"Cannot bound the primitive '{op.primitive}' ({kinds}): {why}.\n"
         f"  It comes from {op.source()}\n"
-        "  If it never decreases in any operand, these lines teach it to interval bounds:\n"
+        "  If it never decreases in any operand, these lines teach the library interval bounds of it:\n"
+        "    from jax.extend.core import primitives\n"
         "    from mixtrain_jax.bounds import rules\n"
-        f'    rules.register(rules.Rule("monotone", rules.endpoints), PRIMITIVE)  # the Primitive named {op.primitive}'
+        f'    rules.register(rules.Rule("monotone", rules.endpoints), primitives.{op.primitive.name}_p)'
     )
 
 
@@ -142,10 +143,9 @@ def _bilinear(op: Op, operands: Sequence[Value]) -> list[Interval]:
         spread = (op.bind(jnp.abs(x.center), y.radius), op.bind(x.radius, jnp.abs(y.center) + y.radius))
         radius = tuple(a + b for a, b in zip(*spread, strict=True))
     elif isinstance(x, Interval):
-        center, radius = op.bind(x.center, y), op.bind(x.radius, jnp.abs(y))
+        center, radius = op.bind(x.center, y), op.bind(x.radius, jnp.abs(_array(y)))
     else:
-        assert isinstance(y, Interval)
-        center, radius = op.bind(x, y.center), op.bind(jnp.abs(x), y.radius)
+        center, radius = op.bind(x, _interval(y).center), op.bind(jnp.abs(_array(x)), _interval(y).radius)
     return [Interval(c - r, c + r) for c, r in zip(center, radius, strict=True)]
 
 
@@ -165,6 +165,16 @@ def _div(op: Op, operands: Sequence[Value]) -> list[Interval]:
         raise unsupported(op, "the divisor is an interval, and only exact divisors are handled")
     a, b = (op.bind(end, y)[0] for end in _ends(x))
     return [Interval(jnp.minimum(a, b), jnp.maximum(a, b))]
+
+
+def _interval(x: Value) -> Interval:
+    assert isinstance(x, Interval)
+    return x
+
+
+def _array(x: Value) -> jax.Array:
+    assert not isinstance(x, Interval)
+    return x
 
 
 def _ends(x: Value) -> Arrays:
@@ -187,9 +197,10 @@ def _relax_max(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation 
     """`max(x, t)` is `relu(x - t) + t` for an exact threshold `t`; of two intervals it is bounded by its interval."""
     if len(op.refs) != 1:
         return None
-    x, threshold = operands if isinstance(operands[0], Interval) else reversed(operands)
-    lines = relaxations.relu(x.lower - threshold, x.upper - threshold, slopes)
-    return _entrywise_relaxation(lines, threshold)
+    first, second = operands
+    x, threshold = (first, second) if isinstance(first, Interval) else (second, first)
+    x, threshold = _interval(x), _array(threshold)
+    return _entrywise_relaxation(relaxations.relu(x.lower - threshold, x.upper - threshold, slopes), threshold)
 
 
 def _entrywise_relaxation(lines: relaxations.Lines, shift: jax.Array) -> Relaxation:

@@ -21,7 +21,7 @@ def symbolic(f: Callable[..., Any], *, chunk: int | None = None) -> Bounded:
       chunk: rows of a backward pass in memory at a time; None for all. Lower it when memory runs out.
 
     Returns:
-      As `ibp` does. Functions of a batch are best bounded one example at a time under `jax.vmap`, because every entry of
-      the output is a row that is pulled back through the whole batch.
+      As `ibp` does. Functions of a batch are best bounded one example at a time under `jax.vmap`, because every entry
+      of the output is a row that is pulled back through the whole batch.
     """
     return Bounded(f, functools.partial(analyse, slopes="parallel", tighten=True, chunk=chunk), chunk)

@@ -1,8 +1,8 @@
 """From a JAX function to a flat list of the operations that touch an interval.
 
 The one file of the package that knows how a jaxpr is laid out. Operations whose inputs are all exact are run as they
-are met; calls (`jit`, `custom_jvp`, `custom_vjp`, `remat`) that touch an interval are inlined; what remains is a straight
-line of primitives that every domain walks forwards or backwards.
+are met; calls (`jit`, `custom_jvp`, `custom_vjp`, `remat`) that touch an interval are inlined; what remains is a
+straight line of primitives that every domain walks forwards or backwards.
 """
 
 from __future__ import annotations

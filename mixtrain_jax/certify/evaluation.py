@@ -138,8 +138,8 @@ def measure_curve(
 ) -> Curve:
     """Accuracies as functions of the radius, from 0 to `reach` times the radius of an evaluation.
 
-    The proved radius of an image is found by bisection, to within a four-thousandth of the range; being proved at a radius
-    proves all smaller ones. An image that an attack broke at a radius counts as broken at all larger ones.
+    The proved radius of an image is found by bisection, to within a four-thousandth of the range; being proved at a
+    radius proves all smaller ones. An image that an attack broke at a radius counts as broken at all larger ones.
 
     Args:
       key: random key of the attacks.

@@ -41,8 +41,8 @@ class Dataset:
         """
         if not 0 < count < len(self.train):
             raise ConfigError(
-                f"holdout must leave examples on both sides: 1 to {len(self.train) - 1} of the {len(self.train)} training "
-                f"examples of {self.name}, got {count}."
+                f"holdout must leave examples on both sides: 1 to {len(self.train) - 1} of the "
+                f"{len(self.train)} training examples of {self.name}, got {count}."
             )
         return self.train[:-count], self.train[-count:]
 

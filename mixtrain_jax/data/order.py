@@ -10,8 +10,8 @@ import numpy as np
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
     """Indices of the examples of one step, `[batch_size]` int32.
 
-    The order is a stream of permutations of all `count` examples, one an epoch, cut into batches across their borders: every
-    example is seen once an epoch, and every batch is full.
+    The order is a stream of permutations of all `count` examples, one an epoch, cut into batches across their borders:
+    every example is seen once an epoch, and every batch is full.
     """
     start = step * batch_size
     indices = np.empty(batch_size, np.int32)

@@ -34,8 +34,8 @@ from mixtrain_jax.training.steps import Apply, Data, Steps, make_steps
 class Saved(NamedTuple):
     """What a checkpoint holds."""
 
-    step: np.ndarray  # steps done, int64
-    seconds: np.ndarray  # spent in training so far, float64
+    step: np.int64  # steps done
+    seconds: np.float64  # spent in training so far
     state: TrainState
 
 
@@ -100,6 +100,12 @@ def prepare(config: Config) -> Setup:
     total_steps = max(1, round(config.epochs * count / config.batch_size))
     network = models.MODELS[config.model](classes=dataset.classes, width=config.width)
     init_key, subsample_key = jax.random.split(jax.random.key(config.seed))
+
+    def apply(params: Any, images: jax.Array) -> jax.Array:
+        logits = network.apply(params, images)
+        assert isinstance(logits, jax.Array)
+        return logits
+
     params = jax.jit(network.init)(init_key, train_split.images[:1])
     eps = optax.linear_schedule(0.0, config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps)))
     tx = optax.chain(
@@ -108,7 +114,7 @@ def prepare(config: Config) -> Setup:
     )
     rule = make_rule(config, total_steps)
     steps = make_steps(
-        network.apply,
+        apply,
         method=certify.methods([config.bound])[config.bound],
         eps=eps,
         k=config.robust_examples,
@@ -127,7 +133,7 @@ def prepare(config: Config) -> Setup:
         totals=Totals.zeros(),
         bad_step=jnp.full((), -1, jnp.int32),
     )
-    return Setup(config, dataset, train_split, heldout, network.apply, steps, rule, eps, total_steps, initial)
+    return Setup(config, dataset, train_split, heldout, apply, steps, rule, eps, total_steps, initial)
 
 
 def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
@@ -246,7 +252,7 @@ def log_row(setup: Setup, state: TrainState, heldout: tuple[jax.Array, jax.Array
         "epoch": done * setup.config.batch_size / len(setup.train),
         **means,
         "relative_weight": robust_weight / max(clean_weight, 1e-9),
-        "eps": float(setup.eps(done)),
+        "eps": float(np.asarray(setup.eps(done))),
         "heldout_clean_accuracy": float(heldout[0]),
         "heldout_verified_accuracy": float(heldout[1]),
     }

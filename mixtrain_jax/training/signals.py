@@ -10,7 +10,7 @@ from mixtrain_jax.errors import InterruptedRunError, MixtrainError, PreemptedErr
 
 
 class Stop:
-    """While entered, turns the first SIGTERM or SIGINT into a request; a second one of either ends the process at once."""
+    """While entered, turns the first SIGTERM or SIGINT into a request; a second one ends the process at once."""
 
     def __init__(self) -> None:
         """Nothing requested yet."""
