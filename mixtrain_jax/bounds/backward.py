@@ -142,7 +142,7 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array]) -> Interva
       A scalar `Interval`.
     """
     pending = {index: Sides(seed, seed) for index, seed in seeds.items()}
-    lower = upper = jnp.zeros(())
+    lower = upper = jnp.zeros((), next(iter(seeds.values())).dtype)
     for op, relaxed in reversed(list(zip(tape.ops, known.relaxations, strict=False))):
         if not any(ref.index in pending for ref in op.outputs):
             continue
@@ -215,11 +215,13 @@ class Bounded:
     Attributes:
       f: the function that is bounded.
       analyse: the domain: what it makes of a tape on its way forwards.
+      backward: whether outputs are bounded by a backward pass, or by their boxes alone.
       chunk: rows of a backward pass that are in memory at a time; None for all.
     """
 
     f: Callable[..., Any]
     analyse: Callable[[Tape], Analysis]
+    backward: bool = False
     chunk: int | None = None
 
     def __call__(self, *args: Any) -> Any:
@@ -263,9 +265,7 @@ class Bounded:
     def _box(self, tape: Tape, known: Analysis, out: Operand) -> Interval:
         if not isinstance(out, Ref):
             return Interval(out, out)
-        if not any(known.relaxations):
-            return known.boxes[out.index]
-        return tightened(tape, known, out, self.chunk)
+        return tightened(tape, known, out, self.chunk) if self.backward else known.boxes[out.index]
 
 
 def _list(shape: tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ def crown(f: Callable[..., Any], *, chunk: int | None = None) -> Bounded:
     Returns:
       As `symbolic` does; never looser than `ibp`, on most networks tighter than `symbolic`.
     """
-    return Bounded(f, functools.partial(analyse, slopes="adaptive", tighten=True, chunk=chunk), chunk)
+    return Bounded(f, functools.partial(analyse, slopes="adaptive", tighten=True, chunk=chunk), True, chunk)
 
 
 def crown_ibp(f: Callable[..., Any], *, chunk: int | None = None) -> Bounded:
@@ -32,4 +32,4 @@ def crown_ibp(f: Callable[..., Any], *, chunk: int | None = None) -> Bounded:
     Returns:
       As `symbolic` does; cheaper than `crown`, which also pulls back every hidden layer, and looser.
     """
-    return Bounded(f, functools.partial(analyse, slopes="adaptive", chunk=chunk), chunk)
+    return Bounded(f, functools.partial(analyse, slopes="adaptive", chunk=chunk), True, chunk)

@@ -59,6 +59,6 @@ def _example(method: Method, f: Callable[[Any], jax.Array], ball: Interval, labe
 
 def specification(label: ArrayLike, classes: int, dtype: Any = jnp.float32) -> jax.Array:
     """Rows `e_y - e_j` for the classes `j` other than the label `y`, in order: `[classes - 1, classes]`."""
-    others = jnp.arange(classes - 1)
-    others = others + (others >= label)
-    return jax.nn.one_hot(label, classes, dtype=dtype) - jax.nn.one_hot(others, classes, dtype=dtype)
+    others = jnp.arange(classes - 1, dtype=jnp.asarray(label).dtype)
+    others = jnp.where(others >= label, others + 1, others)
+    return jax.nn.one_hot(label, classes, dtype=dtype)[None] - jax.nn.one_hot(others, classes, dtype=dtype)

@@ -24,4 +24,4 @@ def symbolic(f: Callable[..., Any], *, chunk: int | None = None) -> Bounded:
       As `ibp` does. Functions of a batch are best bounded one example at a time under `jax.vmap`, because every entry
       of the output is a row that is pulled back through the whole batch.
     """
-    return Bounded(f, functools.partial(analyse, slopes="parallel", tighten=True, chunk=chunk), chunk)
+    return Bounded(f, functools.partial(analyse, slopes="parallel", tighten=True, chunk=chunk), True, chunk)

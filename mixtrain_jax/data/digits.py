@@ -2,8 +2,8 @@
 
 1,797 grey images of 8x8 pixels with values 0 to 16: the test part of "Optical Recognition of Handwritten Digits" by
 E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository, doi:10.24432/C50P49, licensed CC BY 4.0
-(https://creativecommons.org/licenses/by/4.0/), in the order in which scikit-learn ships it. The pixel values are
-stored as they are, with a channel axis added.
+(https://creativecommons.org/licenses/by/4.0/), in the order in which scikit-learn ships it. Pixel values are stored as
+they are, with a channel axis added.
 
 The last 500 images in that order are the test set. They are by other writers than the first 1,297, which makes this split
 harder, and more honest, than a shuffled one.

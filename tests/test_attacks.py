@@ -1,0 +1,103 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_networks as networks
+
+from mixtrain_jax.attacks import pgd
+from mixtrain_jax.bounds import linf_ball
+from mixtrain_jax.data import Split
+
+DOMAIN = (0.0, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=("logits_fn", "domain", "steps", "restarts"))
+def attacked(key, x, labels, eps, *, logits_fn, domain=DOMAIN, steps=40, restarts=2):
+    ball = linf_ball(x, eps, domain)
+    return pgd(key, logits_fn, x, labels, ball, steps=steps, restarts=restarts), ball
+
+
+def smallest_margin(logits, labels):
+    logits = np.array(logits, np.float64)
+    own = logits[np.arange(len(labels)), labels]
+    logits[np.arange(len(labels)), labels] = -np.inf
+    return own - logits.max(-1)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3, 2.0])
+@pytest.mark.parametrize("steps", [0, 1, 40])
+def test_stays_in_the_ball_and_the_domain(key, eps, steps):
+    x, labels = networks.images(0, 8), np.arange(8) % 4
+    x[0], x[1] = 0.0, 1.0
+    found, ball = attacked(key, x, labels, eps, logits_fn=networks.mlp(1, 9, 4), steps=steps, restarts=3)
+    found = np.asarray(found)
+    assert found.shape == x.shape
+    assert found.dtype == x.dtype
+    assert (found >= ball.lower).all()
+    assert (found <= ball.upper).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_reaches_the_exact_worst_margin_of_two_classes(key):
+    w, b, logits_fn = networks.linear(0, 9, 2)
+    split = Split(networks.images(1, 20), np.arange(20, dtype=np.int32) % 2)
+    eps = 0.07
+    found, _ = attacked(key, split.images, split.labels, eps, logits_fn=logits_fn, domain=None)
+    margin, fall = networks.exact_margins(w, b, split)
+    worst = (margin - eps * fall).min(-1)
+    met, _ = networks.exact_margins(w, b, Split(np.asarray(found), split.labels))
+    np.testing.assert_allclose(met.min(-1), worst, atol=1e-5)
+
+
+def test_reaches_a_vertex_and_never_passes_the_worst_margin_of_many_classes(key):
+    w, b, logits_fn = networks.linear(0, 9, 6)
+    split = networks.labelled(logits_fn, networks.images(1, 20))
+    eps = 0.07
+    found, _ = attacked(key, split.images, split.labels, eps, logits_fn=logits_fn, domain=None, restarts=8)
+    margin, fall = networks.exact_margins(w, b, split)
+    met, _ = networks.exact_margins(w, b, Split(np.asarray(found), split.labels))
+    worst = (margin - eps * fall).min(-1)
+    assert (met.min(-1) >= worst - 1e-5).all()
+    reached = np.abs(met.min(-1)[:, None] - (margin - eps * fall)).min(-1)
+    np.testing.assert_allclose(reached, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "restarts"), [(0, 1), (1, 1), (30, 3)])
+def test_never_worse_than_the_start(key, steps, restarts):
+    logits_fn = networks.mlp(2, 9, 4)
+    split = networks.labelled(logits_fn, networks.images(3, 16))
+    found, _ = attacked(key, split.images, split.labels, 0.05, logits_fn=logits_fn, steps=steps, restarts=restarts)
+    before = smallest_margin(logits_fn(jnp.asarray(split.images)), split.labels)
+    after = smallest_margin(logits_fn(found), split.labels)
+    assert (after <= before + 1e-6).all()
+    if steps:
+        assert (after < before).any()
+
+
+def test_finds_what_random_points_find(key):
+    logits_fn = networks.mlp(2, 9, 4)
+    split = networks.labelled(logits_fn, networks.images(3, 16))
+    found, ball = attacked(key, split.images, split.labels, 0.2, logits_fn=logits_fn, steps=60, restarts=4)
+    points = np.random.default_rng(0).uniform(ball.lower, ball.upper, (200, *split.images.shape)).astype(np.float32)
+    by_chance = np.min([smallest_margin(logits_fn(p), split.labels) for p in jnp.asarray(points)], 0)
+    assert (smallest_margin(logits_fn(found), split.labels) <= by_chance).all()
+
+
+def test_the_key_alone_decides(key):
+    logits_fn = networks.mlp(4, 9, 4)
+    x, labels = networks.images(5, 8), np.arange(8) % 4
+    run = functools.partial(attacked, x=x, labels=labels, eps=0.2, logits_fn=logits_fn, steps=1, restarts=2)
+    first = run(key)[0]
+    np.testing.assert_array_equal(first, run(key)[0])
+    assert (np.asarray(first) != run(jax.random.key(1))[0]).any()
+
+
+def test_examples_do_not_influence_each_other(key):
+    logits_fn = networks.mlp(4, 9, 4)
+    x, labels = networks.images(5, 8), np.arange(8) % 4
+    together, _ = attacked(key, x, labels, 0.1, logits_fn=logits_fn, restarts=1)
+    alone, _ = attacked(key, x[3:4], labels[3:4], 0.1, logits_fn=logits_fn, restarts=1)
+    np.testing.assert_allclose(together[3:4], alone, atol=1e-6)

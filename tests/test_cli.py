@@ -1,0 +1,203 @@
+import dataclasses
+import fcntl
+import json
+import re
+
+import program
+import pytest
+
+from mixtrain_jax import cli
+from mixtrain_jax.config import Config
+
+CONFIGS = program.ROOT / "configs"
+TINY = [
+    "--epochs",
+    "3",
+    "--width",
+    "16",
+    "--robust-examples",
+    "8",
+    "--attack-steps",
+    "3",
+    "--attack-restarts",
+    "1",
+    "--points",
+    "3",
+]
+TINY += ["--certify", "ibp", "crown_ibp"]
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, program.run(*TINY, "--workdir", workdir)
+
+
+def test_help_lists_every_field():
+    done = program.run("--help")
+    assert done.returncode == 0
+    for field in dataclasses.fields(Config):
+        assert f"{flag(field.name)} " in done.stdout
+    for words in ("--workdir", "digits", "Exit codes: 0 done", "75 preempted"):
+        assert words in done.stdout
+
+
+def test_an_unknown_flag_exits_with_2_and_comes_with_the_nearest():
+    done = program.run("--learning-rat", "1")
+    assert done.returncode == 2
+    assert "Perhaps you meant" in done.stderr
+    assert "--learning-rate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digist"], r"train\.py: There is no config 'digist'; did you mean 'digits'"),
+        (["--eps", "-1"], r"train\.py: eps must be a number, 0 to 1; got -1\.0\."),
+        (["--eps", "nan"], r"train\.py: eps must be a number"),
+        (["--width", "many"], "--width"),
+        (["--model", "rnn"], "--model"),
+        (["--certify"], "certify"),
+        (["--robust-examples", "200"], r"train\.py: robust_examples must be at most batch_size"),
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_exit_with_2_and_one_message(arguments, message):
+    done = program.run(*arguments)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_fields_are_overridden_one_by_one():
+    config, _ = cli.parse(
+        ["digits", "--eps", "0.2", "--replace", "True", "--certify", "ibp", "crown", "--seed", "7"], CONFIGS
+    )
+    assert config == dataclasses.replace(
+        cli.parse([], CONFIGS)[0], eps=0.2, replace=True, certify=("ibp", "crown"), seed=7
+    )
+
+
+def test_the_folder_is_named_after_the_config_and_its_digest(tmp_path):
+    config, workdir = cli.parse(["--eps", "0.2"], CONFIGS)
+    assert workdir.as_posix() == f"runs/digits-{config.digest()}"
+    (tmp_path / "mine.toml").write_text("eps = 0.25")
+    config, workdir = cli.parse([str(tmp_path / "mine.toml")], CONFIGS)
+    assert (config.eps, workdir.as_posix()) == (0.25, f"runs/mine-{config.digest()}")
+    assert cli.parse(["--workdir", str(tmp_path)], CONFIGS)[1] == tmp_path
+
+
+def test_a_run_ends_well_and_leaves_a_complete_folder(finished):
+    workdir, done = finished
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert {path.name for path in workdir.iterdir()} - {".lock"} == {
+        *("config.json", "metrics.jsonl", "checkpoints", "summary.json", "report.html")
+    }
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["width"] == 16
+    assert list(config) == [field.name for field in dataclasses.fields(Config)]
+    assert [int(path.name) for path in (workdir / "checkpoints").iterdir()] == [28]
+
+
+def test_metrics_rise_in_steps_to_the_end(finished):
+    rows = program.metrics(finished[0])
+    assert [row["step"] for row in rows] == [9, 18, 27, 28]
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    seconds = [row["seconds"] for row in rows]
+    assert 0 < seconds[0] <= seconds[1] <= seconds[2] <= seconds[3]
+
+
+def test_the_summary_is_complete_and_the_accuracies_are_in_order(finished):
+    summary = program.summary(finished[0])
+    required = {"clean_accuracy", "attacked_accuracy", "verified_accuracy", "eps", "method", "seconds", "seed"}
+    assert required | {"versions", "device", "params_sha256", "state_sha256", "test_examples"} <= summary.keys()
+    assert 0 <= summary["verified_accuracy"] <= summary["attacked_accuracy"] <= summary["clean_accuracy"] <= 1
+    assert summary["clean_accuracy"] > 0.1
+    assert (summary["eps"], summary["seed"], summary["test_examples"]) == (0.1, 0, 500)
+    assert summary["method"] == "ibp, crown_ibp"
+    assert {"python", "jax", "jaxlib", "flax", "optax", "numpy", "mixtrain_jax"} <= summary["versions"].keys()
+    assert "cpu" in summary["device"]
+    assert sum(summary["verified_by"].values()) == round(500 * summary["verified_accuracy"])
+
+
+def test_the_report_is_self_contained(finished):
+    text = (finished[0] / "report.html").read_text()
+    assert text.count("<svg") == 4
+    assert "<script" not in text
+    targets = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]*)", text)
+    assert all(target.startswith(("#", "data:")) for target in targets)
+    assert f"{program.summary(finished[0])['clean_accuracy']:.1%}" in text
+
+
+def test_lines_are_plain_outside_a_terminal(finished):
+    _, done = finished
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stdout
+    assert "500 test images, l-infinity eps 0.1" in done.stdout
+    assert f"Report: {finished[0] / 'report.html'}" in done.stdout
+
+
+def test_the_same_command_again_tells_the_result_without_training(finished):
+    workdir, first = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
+    again = program.run(*TINY, "--workdir", workdir)
+    assert again.returncode == 0
+    assert "has ended already" in again.stdout
+    table = first.stdout[first.stdout.index("500 test images, l-inf") :]
+    assert table in again.stdout
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_config_in_the_same_folder_exits_with_2_naming_the_field(finished):
+    workdir, _ = finished
+    done = program.run(*TINY, "--workdir", workdir, "--width", "17")
+    assert done.returncode == 2
+    assert "holds a run of another config (width 16 there, 17 now). Choose another --workdir." in done.stderr
+    assert program.summary(workdir)["seed"] == 0
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
+    with open(tmp_path / ".lock", "w") as lock:
+        lock.write("process 123 on elsewhere\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = program.run(*TINY, "--workdir", tmp_path)
+    assert done.returncode == 1
+    assert f"Another run holds {tmp_path} (process 123 on elsewhere)." in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_workdir_that_is_a_file_exits_with_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = program.run(*TINY, "--workdir", tmp_path / "file")
+    assert done.returncode == 2
+    assert "Choose another --workdir" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null"])
+def test_a_damaged_config_in_the_folder_exits_with_2(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    done = program.run(*TINY, "--workdir", tmp_path)
+    assert done.returncode == 2
+    assert "config.json is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_convolutional_network_runs_from_a_config_file_anywhere(tmp_path):
+    (tmp_path / "small.toml").write_text(
+        'model = "cnn"\nwidth = 4\nbound = "ibp"\nepochs = 1\nrobust_examples = 2\npoints = 1\n'
+        'attack_steps = 1\nattack_restarts = 1\ncertify = ["ibp"]\nmixing = "authors"\nrobust_probability = 0.5\n'
+    )
+    done = program.run("small.toml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (workdir,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"small-[0-9a-f]{8}", workdir.name)
+    summary = program.summary(workdir)
+    assert summary["verified_accuracy"] <= summary["attacked_accuracy"] <= summary["clean_accuracy"]

@@ -1,0 +1,157 @@
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+
+from mixtrain_jax import data
+from mixtrain_jax.data import Dataset, Split, check
+from mixtrain_jax.data.order import batch_indices
+from mixtrain_jax.errors import ConfigError, DataError, NonFiniteError
+
+digits_module = importlib.import_module("mixtrain_jax.data.digits")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def together(digits):
+    return (
+        np.concatenate([digits.train.images, digits.test.images]),
+        np.concatenate([digits.train.labels, digits.test.labels]),
+    )
+
+
+def test_digits_have_their_shapes_and_types(digits):
+    assert digits.train.images.shape == (1297, 8, 8, 1)
+    assert digits.test.images.shape == (500, 8, 8, 1)
+    assert len(digits.train) == 1297
+    assert len(digits.test) == 500
+    for split in (digits.train, digits.test):
+        assert split.images.dtype == np.float32
+        assert split.labels.dtype == np.int32
+    assert (digits.name, digits.classes, digits.domain) == ("digits", 10, (0.0, 1.0))
+
+
+def test_digits_have_seventeen_grey_levels(digits):
+    images, _ = together(digits)
+    np.testing.assert_array_equal(np.unique(images * 16), np.arange(17))
+
+
+def test_digits_have_the_published_class_counts(digits):
+    _, labels = together(digits)
+    np.testing.assert_array_equal(np.bincount(labels), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
+
+
+def test_digits_are_those_of_scikit_learn_in_its_order(digits):
+    datasets = pytest.importorskip("sklearn.datasets")
+    theirs = datasets.load_digits()
+    images, labels = together(digits)
+    np.testing.assert_array_equal(images[..., 0] * 16, theirs.images)
+    np.testing.assert_array_equal(labels, theirs.target)
+
+
+def test_damaged_digits_are_refused(monkeypatch):
+    monkeypatch.setattr(digits_module, "_SHA256", "0" * 64)
+    with pytest.raises(DataError, match=r"damaged.*reinstall"):
+        data.load("digits")
+
+
+@pytest.fixture
+def small():
+    rng = np.random.default_rng(0)
+
+    def split(n):
+        return Split(rng.uniform(size=(n, 2, 2, 1)).astype(np.float32), np.arange(n, dtype=np.int32) % 3)
+
+    return Dataset("small", split(6), split(4), 3, (0.0, 1.0))
+
+
+def with_pixel(small, split, example, value):
+    images = getattr(small, split).images.copy()
+    images[example, 1, 0, 0] = value
+    return dataclasses.replace(small, **{split: Split(images, getattr(small, split).labels)})
+
+
+def test_good_data_pass_unchanged(small):
+    assert check(small) is small
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_are_refused(small, split, value):
+    with pytest.raises(
+        NonFiniteError, match=f"small, {split} split: example 2 has a pixel that is NaN or inf"
+    ) as caught:
+        check(with_pixel(small, split, 2, value))
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("value", [-0.01, 1.01])
+def test_pixels_outside_the_domain_are_refused(small, split, value):
+    with pytest.raises(DataError, match=rf"{split} split: example 3 has a pixel outside \(0.0, 1.0\) \(1 such"):
+        check(with_pixel(small, split, 3, value))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_pixels_at_the_ends_of_the_domain_pass(small, value):
+    check(with_pixel(small, "train", 0, value))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_class_are_refused(small, label):
+    labels = small.test.labels.copy()
+    labels[1] = label
+    with pytest.raises(DataError, match=f"test split: example 1 has label {label}, expected 0 to 2"):
+        check(dataclasses.replace(small, test=Split(small.test.images, labels)))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((6, 2, 2), (6,)), ((6, 2, 2, 1), (5,)), ((6, 2, 2, 1), (6, 1)), ((0, 2, 2, 1), (0,))]
+)
+def test_wrong_shapes_are_refused(small, shapes):
+    split = Split(np.zeros(shapes[0], np.float32), np.zeros(shapes[1], np.int32))
+    with pytest.raises(DataError, match=r"train split: expected images \[n, height, width, channels\]"):
+        check(dataclasses.replace(small, train=split))
+
+
+def test_hold_out_takes_the_last_examples(small):
+    kept, held = small.hold_out(2)
+    np.testing.assert_array_equal(kept.images, small.train.images[:4])
+    np.testing.assert_array_equal(held.images, small.train.images[4:])
+    np.testing.assert_array_equal(held.labels, small.train.labels[4:])
+
+
+@pytest.mark.parametrize("count", [-1, 0, 6, 7])
+def test_hold_out_that_leaves_one_side_empty_is_refused(small, count):
+    with pytest.raises(ConfigError, match=f"1 to 5 of the 6 training examples of small, got {count}"):
+        small.hold_out(count)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(7, 20), (5, 20), (20, 20), (1, 3), (13, 4)])
+def test_every_example_comes_once_an_epoch_across_batch_borders(batch, count):
+    steps = -(-count * 6 // batch)
+    stream = np.concatenate([batch_indices(3, step, batch, count) for step in range(steps)])
+    assert stream.dtype == np.int32
+    for epoch in range(6):
+        np.testing.assert_array_equal(np.sort(stream[epoch * count : (epoch + 1) * count]), np.arange(count))
+
+
+def test_batches_are_full_even_beyond_the_number_of_examples():
+    assert [len(batch_indices(0, step, 13, 4)) for step in range(3)] == [13] * 3
+
+
+def test_batch_indices_are_pure():
+    first = batch_indices(1, 5, 8, 30).copy()
+    batch_indices(1, 5, 8, 30)[:] = -1
+    for step in range(40, 0, -1):
+        batch_indices(2, step, 8, 30)
+    np.testing.assert_array_equal(batch_indices(1, 5, 8, 30), first)
+
+
+def test_order_differs_between_epochs_and_seeds():
+    assert (batch_indices(0, 0, 50, 50) != batch_indices(0, 1, 50, 50)).any()
+    assert (batch_indices(0, 0, 50, 50) != batch_indices(1, 0, 50, 50)).any()

@@ -1,0 +1,120 @@
+import signal
+import time
+
+import numpy as np
+import program
+import pytest
+
+SLOW = [
+    "--epochs",
+    "400",
+    "--width",
+    "8",
+    "--bound",
+    "ibp",
+    "--robust-examples",
+    "4",
+    "--attack-steps",
+    "1",
+    "--attack-restarts",
+    "1",
+    "--points",
+    "60",
+]
+SLOW += ["--certify", "ibp", "--checkpoint-seconds", "0.3"]
+CLOCK = {"seconds", "examples_per_second"}
+TOTAL = 3750
+
+
+def command(workdir):
+    return [*SLOW, "--workdir", workdir]
+
+
+def deterministic(rows):
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
+
+
+def outcome(workdir):
+    summary = program.summary(workdir)
+    hashes = {name: summary[name] for name in ("params_sha256", "state_sha256")}
+    return hashes, deterministic(program.metrics(workdir))
+
+
+def steps_saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def started(workdir):
+    """A process that has saved at least one checkpoint of its own and logged a row after it."""
+    before = max(steps_saved(workdir), default=0)
+    process = program.start(*command(workdir))
+    deadline = time.monotonic() + 60
+    while max(steps_saved(workdir), default=0) <= before:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def stopped(workdir, number, after=0.0):
+    """Exit code and output of a process that was sent a signal in the midst of training."""
+    process = started(workdir)
+    time.sleep(after)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert not (workdir / "summary.json").exists()
+    assert steps_saved(workdir)[-1] < TOTAL
+    return process.returncode, out, err
+
+
+def finished(workdir):
+    done = program.run(*command(workdir))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert "Going on" not in finished(workdir)
+    hashes, rows = outcome(workdir)
+    assert rows[-1]["step"] == TOTAL
+    return hashes, rows
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=["term", "int"]
+)
+def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_had_been(uninterrupted, tmp_path, number, code, word):
+    returncode, _, err = stopped(tmp_path, number)
+    assert returncode == code
+    saved = steps_saved(tmp_path)[-1]
+    message = f"Stopped by {word}; step {saved} of {TOTAL} is saved. The same command goes on from there."
+    assert err == f"train.py: {message}\n"
+    assert f"Going on from step {saved} of {TOTAL}." in finished(tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_two_kills_and_a_damaged_checkpoint_change_nothing(uninterrupted, tmp_path):
+    for seed in range(2):
+        returncode, out, _ = stopped(tmp_path, signal.SIGKILL, after=np.random.default_rng(seed).uniform(0, 0.3))
+        assert returncode == -signal.SIGKILL
+        assert ("Going on from step" in out) == (seed == 1)
+    *_, before, newest = steps_saved(tmp_path)
+    files = [path for path in (tmp_path / "checkpoints" / str(newest)).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    out = finished(tmp_path)
+    assert f"checkpoint {newest} is damaged (" in out
+    assert f"going on from step {before}" in out
+    assert f"Going on from step {before} of {TOTAL}." in out
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_two_kills_in_a_row_change_nothing(uninterrupted, tmp_path):
+    for seed in range(2):
+        stopped(tmp_path, signal.SIGKILL, after=np.random.default_rng(10 + seed).uniform(0, 0.3))
+    assert "Going on from step" in finished(tmp_path)
+    assert outcome(tmp_path) == uninterrupted

@@ -1,0 +1,404 @@
+import functools
+import io
+import json
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from mixtrain_jax import bounds, cli, losses, mixing
+from mixtrain_jax.bounds import linf_ball, margins
+from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.config import Config
+from mixtrain_jax.errors import ConfigError, NonFiniteError
+from mixtrain_jax.mixing import MixRule, Weights
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.subsample import subsample
+from mixtrain_jax.training import run as run_module
+from mixtrain_jax.training.rundir import RunDir
+from mixtrain_jax.training.signals import Stop
+from mixtrain_jax.training.state import Totals, TrainState
+from mixtrain_jax.training.steps import Part, jit_once, make_steps
+
+KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
+TINY = {
+    "width": 8,
+    "bound": "ibp",
+    "batch_size": 100,
+    "robust_examples": 4,
+    "epochs": 2,
+    "points": 3,
+    "checkpoint_seconds": 1e9,
+    "certify": ("ibp",),
+    "attack_steps": 1,
+    "attack_restarts": 1,
+}
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(8)(x.reshape((len(x), -1)))))
+
+
+NET = Net()
+
+
+def dataset():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(40, 3, 3, 1)).astype(np.float32)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, 3, 40), jnp.int32)
+
+
+def steps_of(rule=None, tx=None, *, k=K, replace=False, eps=EPS, steps_per_epoch=2.5):
+    return make_steps(
+        NET.apply,
+        method=bounds.ibp,
+        eps=optax.constant_schedule(eps),
+        k=k,
+        replace=replace,
+        key=KEY,
+        domain=(0.0, 1.0),
+        rule=rule or mixing.convex(0.3),
+        tx=tx or optax.sgd(0.1, momentum=0.9),
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def state_of(rule=None, tx=None, step=0):
+    params = NET.init(jax.random.key(0), dataset()[0][:1])
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        opt_state=(tx or optax.sgd(0.1, momentum=0.9)).init(params),
+        mix_state=(rule or mixing.convex(0.3)).init(),
+        totals=Totals.zeros(),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def copied(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def close(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **{"rtol": 1e-4, "atol": 1e-6, **tolerance}), a, b)
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+BATCH = jnp.arange(20, 20 + N, dtype=jnp.int32)
+
+
+def test_every_step_traces_once_over_many():
+    rule, data = mixing.constrained(0.9, optax.sgd(0.1)), dataset()
+    steps, state = steps_of(rule), state_of(rule)
+    absent = steps.absent(state)
+    for i in range(5):
+        clean = steps.clean(state, data, BATCH + i % 3)
+        robust = steps.robust(state, data, BATCH) if i % 2 else absent
+        state = steps.update(state, clean, robust)
+    assert int(state.step) == 5
+    assert float(state.totals.steps) == 5
+    assert int(state.bad_step) == -1
+
+
+@pytest.mark.parametrize("name", ["clean", "robust"])
+def test_a_batch_of_another_size_is_refused(name):
+    steps, state, data = steps_of(), state_of(), dataset()
+    getattr(steps, name)(state, data, BATCH)
+    with pytest.raises(RuntimeError, match=f"The step '{name}' was traced twice"):
+        getattr(steps, name)(state, data, BATCH[:-1])
+
+
+def test_jit_once_takes_one_layout_only():
+    twice = jit_once(lambda x: 2 * x)
+    assert float(twice(jnp.float32(1))) == 2
+    assert float(twice(jnp.float32(3))) == 6
+    with pytest.raises(RuntimeError, match="traced twice"):
+        twice(jnp.int32(1))
+
+
+def test_clean_part_is_that_of_a_straightforward_loss():
+    state, data = state_of(), dataset()
+    images, labels = data[0][BATCH], data[1][BATCH]
+
+    def loss(params):
+        logits = NET.apply(params, images)
+        own = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        return jnp.mean(jnp.log(jnp.exp(logits).sum(-1)) - own)
+
+    part = steps_of().clean(state, data, BATCH)
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    close(part.loss, value)
+    close(part.gradient, gradient)
+    assert float(part.accuracy) == np.mean(np.asarray(NET.apply(state.params, images)).argmax(-1) == labels)
+
+
+def robust_losses(params, data, chosen):
+    ball = linf_ball(data[0][chosen], EPS, (0.0, 1.0))
+    return losses.robust_loss(margins(bounds.ibp, functools.partial(NET.apply, params))(ball, data[1][chosen]))
+
+
+@pytest.mark.parametrize(("k", "replace"), [(1, False), (4, False), (4, True), (N, False)])
+def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
+    data = dataset()
+    steps, state = steps_of(k=k, replace=replace), state_of(step=7)
+    part = steps.robust(state, data, BATCH)
+    chosen = BATCH[subsample(jax.random.fold_in(KEY, 7), N, k, replace=replace)]
+    assert len(chosen) == k
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        return robust_losses(params, data, chosen).mean()
+
+    value, gradient = loss(state.params)
+    close(part.loss, value)
+    close(part.gradient, gradient)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part.gradient))
+    assert any((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(part.gradient))
+
+
+def test_robust_part_draws_other_examples_at_another_step():
+    steps, data = steps_of(k=1), dataset()
+    seen = {float(steps.robust(state_of(step=step), data, BATCH).loss) for step in range(8)}
+    assert len(seen) > 3
+
+
+def test_robust_loss_at_radius_zero_of_all_is_the_clean_loss():
+    state, data, steps = state_of(), dataset(), steps_of(k=N, eps=0.0)
+    clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+    close(robust.loss, clean.loss)
+    close(robust.gradient, clean.gradient)
+
+
+def test_update_is_optax_on_the_mixed_gradient():
+    share = 0.3
+    tx = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9))
+    steps, state, data = steps_of(mixing.convex(share), tx), state_of(tx=tx), dataset()
+    expected = copied(state)
+    sums = np.zeros(2)
+    for _ in range(3):
+        clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+        mixed = jax.tree.map(lambda c, r: (1 - share) * c + share * r, clean.gradient, robust.gradient)
+        moves, opt_state = tx.update(mixed, expected.opt_state, expected.params)
+        expected = expected._replace(params=optax.apply_updates(expected.params, moves), opt_state=opt_state)
+        sums += float(clean.loss), float(robust.loss)
+        state = steps.update(state, clean, robust)
+        close(state.params, expected.params)
+        close(state.opt_state, expected.opt_state)
+    means = state.totals.means()
+    np.testing.assert_allclose([means["clean_loss"], means["robust_loss"]], sums / 3, rtol=1e-5)
+    np.testing.assert_allclose(means["loss"], (1 - share) * sums[0] / 3 + share * sums[1] / 3, rtol=1e-5)
+    np.testing.assert_allclose([means["clean_weight"], means["robust_weight"]], [1 - share, share], rtol=1e-5)
+
+
+def test_update_without_a_robust_part_is_optax_on_the_weighed_clean_gradient():
+    tx = optax.sgd(0.1)
+    steps, state, data = steps_of(mixing.constant(5.0), tx), state_of(mixing.constant(5.0), tx), dataset()
+    clean = steps.clean(state, data, BATCH)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, clean.gradient)
+    close(steps.update(copied(state), clean, steps.absent(state)).params, expected)
+
+
+def test_the_rule_sees_the_step_the_epoch_and_the_losses():
+    def update(signals, state):
+        return Weights(jnp.float32(1), jnp.float32(0)), signals
+
+    zero = jnp.float32(0)
+    rule = MixRule(lambda: mixing.Signals(jnp.int32(0), zero, zero, zero, zero), update)
+    steps, data = steps_of(rule, steps_per_epoch=2.5), dataset()
+    for step, epoch in ((0, 0.0), (4, 1.6), (5, 2.0), (10, 4.0)):
+        state = state_of(rule, step=step)
+        clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+        seen = steps.update(state, clean, robust).mix_state
+        assert int(seen.step) == step
+        np.testing.assert_allclose(seen.epoch, epoch, rtol=1e-6)
+        assert bits(tuple(seen[2:])) == bits((clean.loss, clean.accuracy, robust.loss))
+
+
+def poisoned_params(state, data):
+    return state._replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params)), data
+
+
+def poisoned_pixel(state, data):
+    return state, (data[0].at[int(BATCH[0])].set(jnp.nan), data[1])
+
+
+def infinite_params(state, data):
+    return state._replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state.params)), data
+
+
+@pytest.mark.parametrize("poison", [poisoned_params, poisoned_pixel, infinite_params])
+def test_what_is_not_finite_freezes_the_state_and_is_recorded(poison):
+    steps, good = steps_of(k=N), dataset()
+    state, data = poison(state_of(step=6), good)
+    before = copied(state)
+    for _ in range(2):
+        clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+        state = steps.update(state, clean, robust)
+        assert int(state.bad_step) == 6
+        assert bits(state._replace(bad_step=before.bad_step)) == bits(before)
+
+
+@pytest.mark.parametrize("which", ["loss", "gradient"])
+@pytest.mark.parametrize("part", [0, 1], ids=["clean", "robust"])
+def test_a_loss_or_a_gradient_alone_freezes(which, part):
+    steps, state, data = steps_of(), state_of(), dataset()
+    parts = [steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)]
+    bad = jax.tree.map(lambda x: x * jnp.nan, getattr(parts[part], which))
+    parts[part] = parts[part]._replace(**{which: bad})
+    before = copied(state)
+    after = steps.update(state, *parts)
+    assert int(after.bad_step) == 0
+    assert bits(after.params) == bits(before.params)
+    assert bits(after.totals) == bits(before.totals)
+
+
+def test_good_steps_after_a_bad_one_change_nothing():
+    steps, state, data = steps_of(), state_of(), dataset()
+    clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+    bad = Part(clean.loss * jnp.nan, clean.accuracy, clean.gradient)
+    state = steps.update(state, bad, robust)
+    before = copied(state)
+    assert bits(steps.update(state, clean, robust)) == bits(before)
+
+
+def test_absent_part_is_zero_and_like_the_params():
+    steps, state = steps_of(), state_of()
+    part = steps.absent(state)
+    assert jax.tree.structure(part.gradient) == jax.tree.structure(state.params)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(part))
+
+
+@pytest.fixture
+def promoting():
+    """AdamW of optax relies on implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def display():
+    return Display(Console(file=io.StringIO(), width=200))
+
+
+def nan_at(step):
+    return lambda config, total: mixing.schedule(lambda now: jnp.where(now == step, jnp.nan, 1.0))
+
+
+@pytest.mark.usefixtures("promoting")
+def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module, "make_rule", nan_at(7))
+    config = Config(**{**TINY, "checkpoint_seconds": 0.0})
+    with pytest.raises(
+        NonFiniteError, match=r"at step 7; the last good checkpoint is step 7 in .*checkpoints"
+    ) as caught:
+        run_module.run(config, tmp_path, display())
+    assert caught.value.exit_code == 3
+    assert Checkpoints(tmp_path / "checkpoints").latest() == 7
+    assert [row["step"] for row in RunDir(tmp_path).metrics() if row["step"] > 7] == []
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("promoting")
+def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run_module, "make_rule", nan_at(2))
+    (tmp_path / "tiny.toml").write_text(
+        "".join(f"{name} = {json.dumps(value)}\n" for name, value in Config(**TINY).to_json().items())
+    )
+    assert cli.train(["tiny", "--workdir", str(tmp_path / "run")], tmp_path) == 3
+    message = capsys.readouterr().err
+    assert "became NaN or infinite at step 2; there is no checkpoint yet" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.usefixtures("promoting")
+@pytest.mark.parametrize("points", [3, 5])
+def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path, points):
+    """By a clock that only steps move, one second each; 5 points leave steps over for a shorter last row."""
+    now = [0.0]
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    setup = run_module.prepare(Config(**{**TINY, "points": points}))
+    steps = setup.steps
+
+    def update(*args):
+        now[0] += 1
+        return steps.update(*args)
+
+    setup = setup._replace(steps=steps._replace(update=update))
+    folder = RunDir(tmp_path)
+    with folder.opened(setup.config):
+        run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
+    rows = folder.metrics()
+    every = 24 // points
+    assert [row["step"] for row in rows] == [*range(every, 24, every), 24]
+    np.testing.assert_allclose(np.diff([row["seconds"] for row in rows]), np.diff([row["step"] for row in rows]))
+    np.testing.assert_allclose([row["examples_per_second"] for row in rows], 100)
+
+
+@pytest.mark.usefixtures("promoting")
+def test_prepare_refuses_a_batch_larger_than_the_training_examples():
+    with pytest.raises(ConfigError, match="batch_size must be at most the 1200 training examples left, got 1201"):
+        run_module.prepare(Config(batch_size=1201))
+    with pytest.raises(ConfigError, match="holdout must leave examples on both sides"):
+        run_module.prepare(Config(holdout=1297))
+
+
+@pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (1.0, 2000, 2000), (0.8, 1520, 1680)])
+def test_has_robust_has_the_share_asked_for(probability, low, high):
+    config = Config(robust_probability=probability)
+    assert low <= sum(run_module.has_robust(config, step) for step in range(2000)) <= high
+
+
+def test_has_robust_is_a_pure_function_of_seed_and_step():
+    config, other = Config(robust_probability=0.5), Config(robust_probability=0.5, seed=1)
+    forwards = [run_module.has_robust(config, step) for step in range(100)]
+    assert forwards == [run_module.has_robust(config, step) for step in reversed(range(100))][::-1]
+    assert forwards != [run_module.has_robust(other, step) for step in range(100)]
+
+
+def rule_weights(config, steps, total=100):
+    rule = run_module.make_rule(config, total)
+    state = rule.init()
+    weights = []
+    for step in steps:
+        epoch = step * config.epochs / total
+        scalars = (jnp.float32(x) for x in (epoch, 1.0, 0.5, 1.0))
+        mixed, state = rule.update(mixing.Signals(jnp.int32(step), *scalars), state)
+        weights.append((float(mixed.clean), float(mixed.robust)))
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"mixing": "authors", "ramp": 0.5, "epochs": 40},
+            {0: (1, 0.1), 50: (1, 0.1), 63: (1, 0.25), 99: (1, 0.1 * 2.5**3)},
+        ),
+        ({"mixing": "constant", "weight": 4.0}, {0: (1, 4), 99: (1, 4)}),
+        ({"mixing": "schedule", "weight": 4.0, "ramp": 0.5}, {0: (1, 0), 25: (1, 2), 50: (1, 4), 99: (1, 4)}),
+        ({"mixing": "convex", "share": 0.25}, {0: (0.75, 0.25), 99: (0.75, 0.25)}),
+    ],
+    ids=lambda x: x.get("mixing"),
+)
+def test_make_rule_knows_every_name(values, expected):
+    np.testing.assert_allclose(rule_weights(Config(**values), expected), list(expected.values()), rtol=1e-5)
+
+
+def test_make_rule_constrained_starts_at_its_share_and_gives_way():
+    config = Config(mixing="constrained", share=0.25, target=0.9, mixing_learning_rate=0.5)
+    weights = rule_weights(config, range(20))
+    shares = [robust for _, robust in weights]
+    np.testing.assert_allclose(shares[0], 0.25, atol=1e-3)
+    assert (np.diff(shares) < 0).all()
+    np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-6)
