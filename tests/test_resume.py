@@ -5,23 +5,8 @@ import numpy as np
 import program
 import pytest
 
-SLOW = [
-    "--epochs",
-    "400",
-    "--width",
-    "8",
-    "--bound",
-    "ibp",
-    "--robust-examples",
-    "4",
-    "--attack-steps",
-    "1",
-    "--attack-restarts",
-    "1",
-    "--points",
-    "60",
-]
-SLOW += ["--certify", "ibp", "--checkpoint-seconds", "0.3"]
+SLOW = ["--epochs", "400", "--width", "8", "--bound", "ibp", "--robust-examples", "4", "--checkpoint-seconds", "0.3"]
+SLOW += ["--points", "60", "--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1"]
 CLOCK = {"seconds", "examples_per_second"}
 TOTAL = 3750
 
@@ -82,20 +67,18 @@ def uninterrupted(tmp_path_factory):
     return hashes, rows
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=["term", "int"]
-)
-def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_had_been(uninterrupted, tmp_path, number, code, word):
-    returncode, _, err = stopped(tmp_path, number)
-    assert returncode == code
-    saved = steps_saved(tmp_path)[-1]
-    message = f"Stopped by {word}; step {saved} of {TOTAL} is saved. The same command goes on from there."
-    assert err == f"train.py: {message}\n"
+def test_signals_save_and_the_same_command_ends_as_if_nothing_had_been(uninterrupted, tmp_path):
+    for number, code, word in ((signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")):
+        returncode, _, err = stopped(tmp_path, number)
+        saved = steps_saved(tmp_path)[-1]
+        message = f"Stopped by {word}; step {saved} of {TOTAL} is saved. The same command goes on from there."
+        assert err == f"train.py: {message}\n"
+        assert returncode == code
     assert f"Going on from step {saved} of {TOTAL}." in finished(tmp_path)
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_two_kills_and_a_damaged_checkpoint_change_nothing(uninterrupted, tmp_path):
+def test_two_kills_in_a_row_and_a_damaged_checkpoint_change_nothing(uninterrupted, tmp_path):
     for seed in range(2):
         returncode, out, _ = stopped(tmp_path, signal.SIGKILL, after=np.random.default_rng(seed).uniform(0, 0.3))
         assert returncode == -signal.SIGKILL
@@ -110,11 +93,4 @@ def test_two_kills_and_a_damaged_checkpoint_change_nothing(uninterrupted, tmp_pa
     assert f"checkpoint {newest} is damaged (" in out
     assert f"going on from step {before}" in out
     assert f"Going on from step {before} of {TOTAL}." in out
-    assert outcome(tmp_path) == uninterrupted
-
-
-def test_two_kills_in_a_row_change_nothing(uninterrupted, tmp_path):
-    for seed in range(2):
-        stopped(tmp_path, signal.SIGKILL, after=np.random.default_rng(10 + seed).uniform(0, 0.3))
-    assert "Going on from step" in finished(tmp_path)
     assert outcome(tmp_path) == uninterrupted

@@ -71,10 +71,10 @@ def linf_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None =
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise BoundsError(f"linf_ball wants floating inputs, got {x.dtype}; scale the images first, e.g. x / 255.")
-    eps = jnp.asarray(eps, x.dtype)
-    if jnp.broadcast_shapes(eps.shape, x.shape) != x.shape:
-        raise BoundsError(f"linf_ball wants eps to broadcast to the shape {x.shape} of x, got shape {eps.shape}.")
     values, radii = concrete(x), concrete(eps)
+    eps = jnp.asarray(eps, x.dtype)
+    if eps.ndim > x.ndim or any(a not in (1, b) for a, b in zip(eps.shape[::-1], x.shape[::-1], strict=False)):
+        raise BoundsError(f"linf_ball wants eps to broadcast to the shape {x.shape} of x, got shape {eps.shape}.")
     if radii is not None and not np.all((radii >= 0) & np.isfinite(radii)):
         raise BoundsError(f"linf_ball wants a finite eps >= 0, got {_extremes(radii)}.")
     if values is not None and not np.all(np.isfinite(values)):
@@ -105,7 +105,7 @@ def check(ball: Interval) -> Interval:
     return Interval(lower, upper)
 
 
-def concrete(x: jax.Array) -> np.ndarray | None:
+def concrete(x: ArrayLike) -> np.ndarray | None:
     """The values of an array; None where it is traced and has none yet. Checks made with it stay out of the trace."""
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 

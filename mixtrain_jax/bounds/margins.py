@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.backward import Bounded
 from mixtrain_jax.bounds.errors import BoundsError
-from mixtrain_jax.bounds.interval import Interval, check
+from mixtrain_jax.bounds.interval import Interval, check, concrete
 
 Method = Callable[[Callable[..., Any]], Bounded]
 
@@ -39,22 +40,29 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
         ball, labels = check(ball), jnp.asarray(labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim > 1:
             raise BoundsError(f"margins wants integer labels, a scalar or [n], got {labels.dtype}{list(labels.shape)}.")
-        if labels.ndim == 0:
-            return _example(method, f, ball, labels)
-        if ball.shape[:1] != labels.shape:
+        if ball.shape[:1] != labels.shape and labels.ndim == 1:
             raise BoundsError(
                 f"margins wants one label an example, got a ball of shape {list(ball.shape)} and {len(labels)} labels."
             )
-        return jax.vmap(lambda x, y: _example(method, lambda v: f(v[None])[0], x, y))(ball, labels)
+        logits = jax.eval_shape(f, ball.lower)
+        if len(logits.shape) != labels.ndim + 1 or logits.shape[-1] < 2:
+            raise BoundsError(
+                f"margins wants the logits of at least 2 classes, {list(labels.shape)} + [classes], "
+                f"got an output of shape {list(logits.shape)}."
+            )
+        classes, values = logits.shape[-1], concrete(labels)
+        if values is not None and not np.all((values >= 0) & (values < classes)):
+            wrong = values[(values < 0) | (values >= classes)].ravel()[0]
+            raise BoundsError(f"margins wants labels between 0 and {classes - 1}, got {wrong}.")
+
+        def example(x: Interval, label: jax.Array, of_one: Callable[[Any], jax.Array]) -> jax.Array:
+            return method(of_one).rows(specification(label, classes, logits.dtype), x).lower
+
+        if labels.ndim == 0:
+            return example(ball, labels, f)
+        return jax.vmap(lambda x, y: example(x, y, lambda v: f(v[None])[0]))(ball, labels)
 
     return bounded
-
-
-def _example(method: Method, f: Callable[[Any], jax.Array], ball: Interval, label: jax.Array) -> jax.Array:
-    logits = jax.eval_shape(f, ball.lower)
-    if len(logits.shape) != 1 or logits.shape[0] < 2:
-        raise BoundsError(f"margins wants the logits of at least 2 classes, got an output of shape {logits.shape}.")
-    return method(f).rows(specification(label, logits.shape[0], logits.dtype), ball).lower
 
 
 def specification(label: ArrayLike, classes: int, dtype: Any = jnp.float32) -> jax.Array:

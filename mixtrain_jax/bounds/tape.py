@@ -53,7 +53,7 @@ class Op:
     params: dict[str, Any]
     operands: tuple[Operand, ...]
     outputs: tuple[Ref, ...]
-    source_info: Any
+    sources: tuple[Any, ...]  # of the primitive, then of the calls around it, innermost first
 
     @property
     def refs(self) -> tuple[Ref, ...]:
@@ -71,10 +71,13 @@ class Op:
 
     def source(self) -> str:
         """The user's line that made this operation, `file:line (function)`."""
-        frames = source_info_util.summarize(self.source_info, num_frames=100).splitlines()
         ours = __file__.rpartition("/")[0]
-        users = [line for line in frames if "site-packages" not in line and not line.startswith(ours)]
-        return (users or frames or ["unknown line"])[-1]
+        for source in self.sources:  # What was traced once and cached has no line of the user's in it.
+            frames = source_info_util.summarize(source, num_frames=100).splitlines()
+            users = [line for line in frames if "site-packages" not in line and not line.startswith(ours)]
+            if users:
+                return users[-1]
+        return "an unknown line"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,26 +128,27 @@ class _Recorder:
         self.count = count
         self.ops: list[Op] = []
 
-    def run(self, closed: Any, args: Sequence[Operand]) -> list[Operand]:
+    def run(self, closed: Any, args: Sequence[Operand], callers: tuple[Any, ...] = ()) -> list[Operand]:
         # `remat` holds an open jaxpr, and newer jax has one class for both kinds.
         jaxpr = getattr(closed, "jaxpr", closed)
         env: dict[Any, Operand] = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
             operands = [_read(env, v) for v in eqn.invars]
-            env.update(zip(eqn.outvars, self.step(eqn, operands), strict=True))
+            env.update(zip(eqn.outvars, self.step(eqn, operands, callers), strict=True))
         return [_read(env, v) for v in jaxpr.outvars]
 
-    def step(self, eqn: Any, operands: list[Operand]) -> Sequence[Operand]:
+    def step(self, eqn: Any, operands: list[Operand], callers: tuple[Any, ...]) -> Sequence[Operand]:
         if not any(isinstance(x, Ref) for x in operands):
             return _bind(eqn.primitive, eqn.params, operands)
+        sources = (eqn.source_info, *callers)
         if eqn.primitive in _CALLS:
-            return self.run(eqn.params[_CALLS[eqn.primitive]], operands)
+            return self.run(eqn.params[_CALLS[eqn.primitive]], operands, sources)
         outputs = []
         for var in eqn.outvars:
             outputs.append(Ref(self.count, var.aval.shape, var.aval.dtype))
             self.count += 1
-        self.ops.append(Op(eqn.primitive, eqn.params, tuple(operands), tuple(outputs), eqn.source_info))
+        self.ops.append(Op(eqn.primitive, eqn.params, tuple(operands), tuple(outputs), sources))
         return outputs
 
 

@@ -5,8 +5,8 @@ E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository, doi:10.24432/
 (https://creativecommons.org/licenses/by/4.0/), in the order in which scikit-learn ships it. Pixel values are stored as
 they are, with a channel axis added.
 
-The last 500 images in that order are the test set. They are by other writers than the first 1,297, which makes this split
-harder, and more honest, than a shuffled one.
+The last 500 images in that order are the test set. They are by other writers than the first 1,297, which makes this
+split harder, and more honest, than a shuffled one.
 """
 
 from __future__ import annotations

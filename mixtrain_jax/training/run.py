@@ -171,6 +171,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     on_device: Data = jax.device_put((setup.train.images, setup.train.labels))
     measure = make_measure(setup)
     absent = steps.absent(state)
+    display.note(f"Compiling. Clean and verified accuracy below are of the {len(setup.heldout)} held-out examples.")
     compile_steps(setup, on_device)
     jax.block_until_ready(measure(state))
     log_every = max(1, total // config.points)

@@ -5,6 +5,7 @@ Weights and inputs are float32 values, drawn with NumPy because that compiles no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,7 @@ Built = tuple[Callable[[Any, jax.Array], jax.Array], Any, np.ndarray]
 
 def _dense(seed: int, *widths: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return [
-        (_normal(rng, (n, m), n**-0.5), _normal(rng, (m,), 0.2)) for n, m in zip(widths, widths[1:], strict=False)
-    ]
+    return [(_normal(rng, (n, m), n**-0.5), _normal(rng, (m,), 0.2)) for n, m in itertools.pairwise(widths)]
 
 
 def _flax(net: nn.Module, seed: int, *shape: int) -> Built:
@@ -93,6 +92,7 @@ def odd_convolutions(seed: int) -> Built:
 
 def rearranged(seed: int) -> Built:
     """Selection by an exact mask, slices, pads, flips, cumulative sums, minima, and a nested jit and checkpoint."""
+
     @jax.checkpoint
     def inner(params: Any, h: jax.Array) -> jax.Array:
         return jax.jit(lambda v: jax.nn.relu(_affine(params, v)))(h)

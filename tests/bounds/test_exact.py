@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import jax
@@ -47,7 +48,9 @@ def test_ibp_of_a_convolution_is_exact_interval_arithmetic(stride: int, padding:
     kernel, x, eps = _dyadic(rng, 3, 2, 2, 3), _dyadic(rng, 1, 5, 4, 2), 0.25
 
     def f(v: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(v, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            v, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     # The convolution as a matrix, read off unit inputs.
     matrix = np.stack([np.asarray(f(e.reshape(x.shape))).ravel() for e in np.eye(x.size)])
@@ -98,7 +101,7 @@ def _zonotope(x: np.ndarray, eps: float, layers: list[tuple[np.ndarray, np.ndarr
 def test_symbolic_equals_the_forward_form_of_the_paper(eps: float) -> None:
     rng = np.random.default_rng(2)
     widths = (6, 15, 12, 9, 4)
-    layers = [(rng.normal(size=(n, m)) * n**-0.5, rng.normal(size=m) * 0.1) for n, m in zip(widths, widths[1:], strict=False)]
+    layers = [(rng.normal(size=(n, m)) * n**-0.5, rng.normal(size=m) * 0.1) for n, m in itertools.pairwise(widths)]
 
     def f(v: jax.Array) -> jax.Array:
         for w, b in layers[:-1]:
@@ -146,6 +149,8 @@ def test_sharing_an_input_cancels_in_backward_bounds() -> None:
 
 
 def test_intersection_of_intervals() -> None:
-    both = mt.intersect(mt.Interval(jnp.zeros(2), jnp.ones(2)), mt.Interval(jnp.array([-1.0, 0.5]), jnp.array([0.5, 2])))
+    both = mt.intersect(
+        mt.Interval(jnp.zeros(2), jnp.ones(2)), mt.Interval(jnp.array([-1.0, 0.5]), jnp.array([0.5, 2]))
+    )
     np.testing.assert_array_equal(both.lower, [0, 0.5])
     np.testing.assert_array_equal(both.upper, [0.5, 1])

@@ -17,6 +17,7 @@ from mixtrain_jax.bounds import rules, tape
 
 W = np.linspace(-1.0, 1.3, 12).reshape(4, 3)
 KERNEL = np.linspace(-1.0, 1.0, 12).reshape(2, 3, 1, 2)
+NHWC = ("NHWC", "HWIO", "NHWC")
 MASK = np.array([True, False, True, False])
 
 # Primitive -> functions of a box of shape [4] that use it; the ReLU keeps backward passes busy.
@@ -33,7 +34,10 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "reduce_sum": [lambda x: x.sum(), lambda x: x.reshape(2, 2).mean(0)],
     "reduce_window_sum": [lambda x: lax.reduce_window(x, 0.0, lax.add, (2,), (1,), [(1, 0)])],
     "cumsum": [lambda x: jnp.cumsum(x), lambda x: lax.cumsum(x, reverse=True)],
-    "convert_element_type": [lambda x: x.astype(jnp.float32).astype(x.dtype) * 2, lambda x: (3 * x).astype(jnp.int32).astype(x.dtype)],
+    "convert_element_type": [
+        lambda x: x.astype(jnp.float32).astype(x.dtype) * 2,
+        lambda x: (3 * x).astype(jnp.int32).astype(x.dtype),
+    ],
     "select_n": [lambda x: jnp.where(MASK, x, -x), lambda x: jnp.where(MASK, 0.3, x)],
     "gather": [lambda x: x[np.array([3, 3, 0])], lambda x: jnp.take(x, np.array([[1, 2]]))],
     "dynamic_slice": [lambda x: lax.dynamic_slice(x, (1,), (2,))],
@@ -46,10 +50,10 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "dot_general": [lambda x: x @ W, lambda x: W.T @ x, lambda x: x @ x, lambda x: jnp.tensordot(x, x[::-1] - 0.2, 0)],
     "conv_general_dilated": [
         lambda x: lax.conv_general_dilated(
-            x.reshape(1, 2, 2, 1), KERNEL, (1, 2), "SAME", rhs_dilation=(1, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x.reshape(1, 2, 2, 1), KERNEL, (1, 2), "SAME", rhs_dilation=(1, 2), dimension_numbers=NHWC
         ),
         lambda x: lax.conv_general_dilated(
-            jnp.ones((1, 3, 3, 1)), x.reshape(2, 2, 1, 1), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            jnp.ones((1, 3, 3, 1)), x.reshape(2, 2, 1, 1), (1, 1), "VALID", dimension_numbers=NHWC
         ),
     ],
     "max": [lambda x: jnp.maximum(x, 0.1), lambda x: jnp.maximum(W[:, 0], x), lambda x: jnp.maximum(x, x[::-1])],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,12 @@ SEEDS = st.integers(0, 2**31)
 RADII = st.sampled_from([0.0, 1e-6, 1e-3, 0.03, 0.1, 0.5, 3.0])
 # Hundreds of programs are compiled here and run for microseconds.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _promotion_as_users_have_it() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @functools.cache
