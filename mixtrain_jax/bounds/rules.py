@@ -89,10 +89,18 @@ def unsupported(op: Op, why: str) -> UnsupportedPrimitiveError:
         f"Cannot bound the primitive '{op.primitive}' ({kinds}): {why}.\n"
         f"  It comes from {op.source()}\n"
         "  If it never decreases in any operand, these lines teach the library interval bounds of it:\n"
-        "    from jax.extend.core import primitives\n"
+        f"    from {_module(op.primitive)} import {op.primitive.name}_p\n"
         "    from mixtrain_jax.bounds import rules\n"
-        f'    rules.register(rules.Rule("monotone", rules.endpoints), primitives.{op.primitive.name}_p)'
+        f'    rules.register(rules.Rule("monotone", rules.endpoints), {op.primitive.name}_p)'
     )
+
+
+def _module(primitive: Primitive) -> str:
+    """Where a primitive can be imported from; the maker of one of their own will know."""
+    for module in (primitives, jax.lax):
+        if getattr(module, f"{primitive.name}_p", None) is primitive:
+            return module.__name__
+    return "..."
 
 
 def derive(op: Op) -> Relaxation:
@@ -246,7 +254,7 @@ register(
     primitives.pad_p,
     primitives.copy_p,
 )
-# Entries copied, joined or summed with weights >= 0.
+# Entries copied, joined, split or summed with weights >= 0.
 register(
     Rule("structural", endpoints, _always),
     primitives.broadcast_in_dim_p,
@@ -255,6 +263,10 @@ register(
     primitives.reduce_window_sum_p,
     primitives.cumsum_p,
 )
+# The same, from where only some versions of jax have them.
+for _name in ("split_p", "stack_p", "unstack_p", "tile_p"):
+    if hasattr(jax.lax, _name):
+        register(Rule("structural", endpoints, _always), getattr(jax.lax, _name))
 register(Rule("structural", endpoints, _floating, entrywise=True), primitives.convert_element_type_p)
 register(Rule("structural", _select, _always), primitives.select_n_p)
 register(Rule("structural", _gather, _always, homogeneous=True), primitives.gather_p, primitives.dynamic_slice_p)
