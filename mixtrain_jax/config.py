@@ -37,17 +37,17 @@ class Config:
     """Data set."""
     model: Literal["mlp", "cnn"] = "mlp"
     """Network: one hidden layer, or two convolutions and one hidden layer."""
-    width: Annotated[int, Range(1, 65536)] = 512
+    width: Annotated[int, Range(1, 65536)] = 1024
     """Units of the hidden layer; 1 to 65536."""
     eps: Annotated[float, Range(0, 1)] = 0.1
     """Radius of the l-infinity ball that is certified, in pixel units; 0 to 1."""
-    train_eps_ratio: Annotated[float, Range(0, 4)] = 1.0
+    train_eps_ratio: Annotated[float, Range(0, 4)] = 1.3
     """Radius of the ball trained on, as a multiple of eps; 0 to 4."""
-    ramp: Annotated[float, Range(0, 1)] = 0.33
+    ramp: Annotated[float, Range(0, 1)] = 0.5
     """Share of training over which the radius grows linearly from 0; 0 to 1."""
-    bound: Bound = "symbolic"
+    bound: Bound = "ibp"
     """Sound bounds that the robust loss is computed from."""
-    robust_examples: Annotated[int, Range(1)] = 16
+    robust_examples: Annotated[int, Range(1)] = 64
     """k: examples of a batch that carry the robust loss; 1 to batch_size."""
     replace: bool = False
     """Draw the k examples with replacement, as the authors of MixTrain do."""
@@ -55,19 +55,19 @@ class Config:
     """Share of the steps that have a robust loss (the authors' code: 0.8; 0 trains without any); 0 to 1."""
     mixing: Literal["authors", "constant", "schedule", "convex", "constrained"] = "constrained"
     """Rule that weighs the robust loss: authors, by their schedule; constant, by weight; schedule, rising to weight over the ramp; convex, by share; constrained, by the share that holds target."""  # noqa: E501  a line of help
-    weight: Annotated[float, Range(0, 1000)] = 10.0
+    weight: Annotated[float, Range(0, 1000)] = 1.0
     """Weight of the robust loss, the clean loss weighing 1, for constant and schedule; 0 to 1000."""
     share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the robust loss in the whole, for convex, and at the start of constrained; 0 to 1."""
-    target: Annotated[float, Range(0, 1)] = 0.98
+    target: Annotated[float, Range(0, 1)] = 0.995
     """Clean accuracy on training batches that constrained holds; 0 to 1."""
-    mixing_learning_rate: Annotated[float, Range(0, 100)] = 0.05
+    mixing_learning_rate: Annotated[float, Range(0, 100)] = 0.2
     """Step of the optimizer that moves the share of constrained; 0 to 100."""
-    epochs: Annotated[int, Range(1, 10**6)] = 960
+    epochs: Annotated[int, Range(1, 10**6)] = 240
     """Passes over the training data; 1 to 1000000."""
     batch_size: Annotated[int, Range(1, 10**6)] = 128
     """n: examples a step; 1 to 1000000."""
-    learning_rate: Annotated[float, Range(0, 10)] = 2e-3
+    learning_rate: Annotated[float, Range(0, 10)] = 1e-2
     """Peak step of AdamW, falling to 0 by a cosine; 0 to 10."""
     weight_decay: Annotated[float, Range(0, 10)] = 1e-4
     """Decoupled weight decay of AdamW; 0 to 10."""

@@ -116,8 +116,8 @@ def constrained(target: float, tx: optax.GradientTransformation, *, start: float
 
     The Lagrangian form of that problem, our own choice: the robust loss weighs `alpha = sigmoid(multiplier)` and the
     clean loss `1 - alpha`; `tx` descends on the violation `target - accuracy`, accuracy being smoothed by a moving
-    average that starts at the target. Below the target the clean loss gains weight, above it the robust loss does. Any
-    optax transformation drives it; its state is part of the rule's.
+    average that starts at the target. Below the target the clean loss gains weight, above it the robust loss does. The
+    share stays between 2 and 98 %. Any optax transformation drives it; its state is part of the rule's.
 
     Args:
       target: clean accuracy on training batches to hold, 0 to 1.
@@ -141,8 +141,8 @@ def constrained(target: float, tx: optax.GradientTransformation, *, start: float
     def update(signals: Signals, state: ConstrainedState) -> tuple[Weights, ConstrainedState]:
         accuracy = decay * state.accuracy + (1 - decay) * signals.clean_accuracy
         moves, opt_state = tx.update(target - accuracy, state.opt_state, state.multiplier)
-        # Beyond +-8 the sigmoid is flat, and the way back would be long.
-        multiplier = jnp.clip(state.multiplier + jnp.asarray(moves), -8.0, 8.0)
+        # Shares of 2 % to 98 %: beyond, the sigmoid is flat and the way back would be long.
+        multiplier = jnp.clip(state.multiplier + jnp.asarray(moves), -4.0, 4.0)
         share = jax.nn.sigmoid(multiplier)
         return Weights(1 - share, share), ConstrainedState(multiplier, accuracy, opt_state)
 

@@ -17,6 +17,10 @@ def subsample(key: jax.Array, n: int, k: int, *, replace: bool = False) -> jax.A
     Returns:
       Indices `[k]`, int32.
 
+    Example:
+      >>> sorted(subsample(jax.random.key(0), 3, 3).tolist())
+      [0, 1, 2]
+
     Raises:
       ValueError: where `k` is not between 1 and `n`.
     """

@@ -11,6 +11,7 @@ from mixtrain_jax.bounds import linf_ball
 from mixtrain_jax.data import Split
 
 DOMAIN = (0.0, 1.0)
+MLP = networks.mlp(2, 9, 4)
 
 
 @functools.partial(jax.jit, static_argnames=("logits_fn", "domain", "steps", "restarts"))
@@ -31,7 +32,7 @@ def smallest_margin(logits, labels):
 def test_stays_in_the_ball_and_the_domain(key, eps, steps):
     x, labels = networks.images(0, 8), np.arange(8) % 4
     x[0], x[1] = 0.0, 1.0
-    found, ball = attacked(key, x, labels, eps, logits_fn=networks.mlp(1, 9, 4), steps=steps, restarts=3)
+    found, ball = attacked(key, x, labels, eps, logits_fn=MLP, steps=steps, restarts=3)
     found = np.asarray(found)
     assert found.shape == x.shape
     assert found.dtype == x.dtype
@@ -67,37 +68,33 @@ def test_reaches_a_vertex_and_never_passes_the_worst_margin_of_many_classes(key)
 
 @pytest.mark.parametrize(("steps", "restarts"), [(0, 1), (1, 1), (30, 3)])
 def test_never_worse_than_the_start(key, steps, restarts):
-    logits_fn = networks.mlp(2, 9, 4)
-    split = networks.labelled(logits_fn, networks.images(3, 16))
-    found, _ = attacked(key, split.images, split.labels, 0.05, logits_fn=logits_fn, steps=steps, restarts=restarts)
-    before = smallest_margin(logits_fn(jnp.asarray(split.images)), split.labels)
-    after = smallest_margin(logits_fn(found), split.labels)
+    split = networks.labelled(MLP, networks.images(3, 16))
+    found, _ = attacked(key, split.images, split.labels, 0.05, logits_fn=MLP, steps=steps, restarts=restarts)
+    before = smallest_margin(MLP(jnp.asarray(split.images)), split.labels)
+    after = smallest_margin(MLP(found), split.labels)
     assert (after <= before + 1e-6).all()
     if steps:
         assert (after < before).any()
 
 
 def test_finds_what_random_points_find(key):
-    logits_fn = networks.mlp(2, 9, 4)
-    split = networks.labelled(logits_fn, networks.images(3, 16))
-    found, ball = attacked(key, split.images, split.labels, 0.2, logits_fn=logits_fn, steps=60, restarts=4)
+    split = networks.labelled(MLP, networks.images(3, 16))
+    found, ball = attacked(key, split.images, split.labels, 0.2, logits_fn=MLP, steps=40, restarts=3)
     points = np.random.default_rng(0).uniform(ball.lower, ball.upper, (200, *split.images.shape)).astype(np.float32)
-    by_chance = np.min([smallest_margin(logits, split.labels) for logits in jax.jit(jax.vmap(logits_fn))(points)], 0)
-    assert (smallest_margin(logits_fn(found), split.labels) <= by_chance).all()
+    by_chance = np.min([smallest_margin(logits, split.labels) for logits in jax.jit(jax.vmap(MLP))(points)], 0)
+    assert (smallest_margin(MLP(found), split.labels) <= by_chance).all()
 
 
 def test_the_key_alone_decides(key):
-    logits_fn = networks.mlp(4, 9, 4)
     x, labels = networks.images(5, 8), np.arange(8) % 4
-    run = functools.partial(attacked, x=x, labels=labels, eps=0.2, logits_fn=logits_fn, steps=1, restarts=2)
+    run = functools.partial(attacked, x=x, labels=labels, eps=0.2, logits_fn=MLP, steps=1, restarts=2)
     first = run(key)[0]
     np.testing.assert_array_equal(first, run(key)[0])
     assert (np.asarray(first) != run(jax.random.key(1))[0]).any()
 
 
 def test_examples_do_not_influence_each_other(key):
-    logits_fn = networks.mlp(4, 9, 4)
     x, labels = networks.images(5, 8), np.arange(8) % 4
-    together, _ = attacked(key, x, labels, 0.1, logits_fn=logits_fn, restarts=1)
-    alone, _ = attacked(key, x[3:4], labels[3:4], 0.1, logits_fn=logits_fn, restarts=1)
+    together, _ = attacked(key, x, labels, 0.1, logits_fn=MLP, restarts=1)
+    alone, _ = attacked(key, x[3:4], labels[3:4], 0.1, logits_fn=MLP, restarts=1)
     np.testing.assert_allclose(together[3:4], alone, atol=1e-6)

@@ -64,7 +64,7 @@ def test_an_unknown_flag_exits_with_2_and_comes_with_the_nearest():
         (["--certify"], "certify"),
         (["--robust-examples", "200"], r"train\.py: robust_examples must be at most batch_size"),
     ],
-    ids=" ".join,
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_bad_arguments_exit_with_2_and_one_message(arguments, message):
     done = program.run(*arguments)

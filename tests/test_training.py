@@ -61,6 +61,11 @@ def default_steps():
 
 
 @functools.cache
+def steps_of_all():
+    return steps_of(k=N)
+
+
+@functools.cache
 def default_params():
     return jax.jit(NET.init)(jax.random.key(0), dataset()[0][:1])
 
@@ -158,7 +163,7 @@ def robust_losses(params, data, chosen):
     return losses.robust_loss(margins(bounds.ibp, functools.partial(NET.apply, params))(ball, data[1][chosen]))
 
 
-@pytest.mark.parametrize(("k", "replace"), [(1, False), (4, False), (4, True), (N, False)])
+@pytest.mark.parametrize(("k", "replace"), [(1, False), (4, False), (4, True)])
 def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
     data = dataset()
     steps, state = steps_of(k=k, replace=replace), state_of(step=7)
@@ -252,7 +257,7 @@ def infinite_params(state, data):
 
 @pytest.mark.parametrize("poison", [poisoned_params, poisoned_pixel, infinite_params])
 def test_what_is_not_finite_freezes_the_state_and_is_recorded(poison):
-    steps, good = steps_of(k=N), dataset()
+    steps, good = steps_of_all(), dataset()
     state, data = poison(state_of(step=6), good)
     before = copied(state)
     for _ in range(2):

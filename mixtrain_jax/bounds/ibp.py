@@ -18,5 +18,12 @@ def ibp(f: Callable[..., Any]) -> Bounded:
 
     Returns:
       A function of the same arguments, of which any leaf may be an `Interval`; it returns `f`'s outputs as `Interval`s.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import mixtrain_jax as mt
+      >>> out = mt.ibp(lambda x: jnp.maximum(x, 0) - 1)(mt.linf_ball(jnp.array([0.0, 2.0]), eps=0.5))
+      >>> out.lower.tolist(), out.upper.tolist()
+      ([-1.0, 0.5], [-0.5, 1.5])
     """
     return Bounded(f, analyse)

@@ -32,6 +32,13 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
       in order with the label left out. With a scalar label it takes a ball of one example instead, `f` is one of one
       example, `[...] -> [classes]`, and margins are `[classes - 1]`.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import mixtrain_jax as mt
+      >>> ball = mt.linf_ball(jnp.array([[3.0, 1.0]]), eps=0.5)
+      >>> mt.margins(mt.ibp, lambda x: 2 * x)(ball, jnp.array([0])).tolist()  # 2 * 3 - 2 * 1 - 2 * 0.5 * 2
+      [[2.0]]
+
     Raises:
       BoundsError: (the returned function) where labels are not integers, don't fit the ball or are no class of `f`.
     """
