@@ -23,8 +23,7 @@ from mixtrain_jax.bounds import (
 )
 
 if TYPE_CHECKING:
-    from mixtrain_jax import attacks, bounds, certify, losses, mixing, models
-    from mixtrain_jax.subsample import subsample
+    from mixtrain_jax import attacks, bounds, certify, losses, mixing, models, subsample
 
 __version__ = "0.1.0"
 
@@ -50,8 +49,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attacks", "certify", "losses", "mixing", "models"):
+    if name in ("attacks", "certify", "losses", "mixing", "models", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
-    if name == "subsample":
-        return importlib.import_module("mixtrain_jax.subsample").subsample
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

@@ -41,6 +41,7 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"Cannot keep checkpoints in {self.folder}: {error}") from error
@@ -50,7 +51,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint of a pytree of arrays; does nothing where the step has one.
+        """Write a checkpoint; does nothing where the step has one.
+
+        Args:
+          step: steps done.
+          tree: a pytree of arrays, none of size 0, with a leaf `step` that holds the same number.
 
         Raises:
           CheckpointError: where it could not be written, with the step that is still good.
@@ -121,9 +126,9 @@ class Checkpoints:
         return leaves
 
     def _discard(self, step: int) -> Path:
-        destination = self.folder.parent / "damaged" / str(step)
+        destination = _free(self.folder.parent / "damaged" / str(step))
         destination.parent.mkdir(exist_ok=True)
-        (self.folder / str(step)).rename(_free(destination))
+        (self.folder / str(step)).rename(destination)
         self._manager.reload()
         return destination
 

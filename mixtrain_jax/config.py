@@ -6,8 +6,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import os
+import reprlib
+import sys
 import tomllib
 import types
 from pathlib import Path
@@ -22,7 +23,7 @@ class Range(NamedTuple):
     """Lowest and highest value of a number, both allowed."""
 
     low: float
-    high: float = math.inf
+    high: float = sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Config:
     clip: Annotated[float, Range(0)] = 10.0
     """Largest global norm of a gradient; at least 0."""
     holdout: Annotated[int, Range(1)] = 97
-    """Training examples, the last in the file, that are held out and only measured on; at least 1."""
+    """Training examples that are held out and only measured on; at least 1."""
     certify: tuple[Bound, ...] = ("ibp", "crown_ibp", "symbolic", "crown")
     """Bounds tried in turn on the test set; an image is verified when one of them proves it."""
     attack_steps: Annotated[int, Range(1, 10000)] = 100
@@ -91,6 +92,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             _check(name, hint, getattr(self, name))
+            if get_origin(hint) is Annotated:  # A whole number is a fine float, and the digest tells 10 from 10.0.
+                object.__setattr__(self, name, get_args(hint)[0](getattr(self, name)))
         if self.robust_examples > self.batch_size:
             raise ConfigError(
                 f"robust_examples must be at most batch_size (k of n), got {self.robust_examples} of {self.batch_size}."
@@ -119,15 +122,17 @@ def load(name: str, folder: Path) -> Config:
     known = available(folder)
     path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
     if not (os.path.isfile(path) if name.endswith(".toml") else name in known):
-        raise ConfigError(f"There is no config '{name}'{_nearest(name, known)}. Known: {', '.join(known) or 'none'}.")
+        raise ConfigError(
+            f"There is no config '{name}'{_nearest(name, known) or '.'} Known: {', '.join(known) or 'none'}."
+        )
     try:
         values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of its encoding, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     fields = [field.name for field in dataclasses.fields(Config)]
     for key, value in values.items():
         if key not in fields:
-            raise ConfigError(f"{path}: unknown field '{key}'{_nearest(key, fields)}.")
+            raise ConfigError(f"{path}: unknown field '{key}'{_nearest(key, fields) or '.'}")
         values[key] = tuple(value) if isinstance(value, list) else value
     try:
         return Config(**values)
@@ -150,13 +155,16 @@ def _check(name: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is Annotated:
         kind, bounds = get_args(hint)
         _check(name, kind, value)
-        if not bounds.low <= value <= bounds.high or not math.isfinite(value):
-            limits = f"at least {bounds.low}" if bounds.high == math.inf else f"{bounds.low} to {bounds.high}"
-            raise ConfigError(f"{name} must be a number, {limits}; got {value}.")
+        if not bounds.low <= value <= bounds.high:
+            unlimited = bounds.high == sys.float_info.max
+            limits = f"at least {bounds.low} and finite" if unlimited else f"{bounds.low} to {bounds.high}"
+            raise ConfigError(f"{name} must be a number, {limits}; got {reprlib.repr(value)}.")
     elif get_origin(hint) is Literal:
         if value not in get_args(hint):
             known = [str(x) for x in get_args(hint)]
-            raise ConfigError(f"{name} must be one of {', '.join(known)}, got '{value}'{_nearest(str(value), known)}.")
+            raise ConfigError(
+                f"{name} must be one of {', '.join(known)}, got '{value}'{_nearest(str(value), known) or '.'}"
+            )
     elif get_origin(hint) is tuple:
         if not isinstance(value, tuple):
             raise ConfigError(f"{name} must be a list, got {value!r}.")

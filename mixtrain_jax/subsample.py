@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 
-def subsample(key: jax.Array, n: int, k: int, *, replace: bool = False) -> jax.Array:
+def draw(key: jax.Array, n: int, k: int, *, replace: bool = False) -> jax.Array:
     """Draw `k` of `n` indices uniformly, so that the mean over them is an unbiased estimate of the mean over all.
 
     Args:
@@ -18,12 +18,12 @@ def subsample(key: jax.Array, n: int, k: int, *, replace: bool = False) -> jax.A
       Indices `[k]`, int32.
 
     Example:
-      >>> sorted(subsample(jax.random.key(0), 3, 3).tolist())
+      >>> sorted(draw(jax.random.key(0), 3, 3).tolist())
       [0, 1, 2]
 
     Raises:
       ValueError: where `k` is not between 1 and `n`.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"subsample wants 1 <= k <= n, got k = {k} of n = {n}.")
+        raise ValueError(f"draw wants 1 <= k <= n, got k = {k} of n = {n}.")
     return jax.random.choice(key, n, (k,), replace=replace)

@@ -13,6 +13,7 @@ from mixtrain_jax import config as config_lib
 from mixtrain_jax.config import Config, Range, available, load
 from mixtrain_jax.errors import ConfigError
 
+UNLIMITED = Range(0).high
 CONFIGS = Path(__file__).parent.parent / "configs"
 HINTS = typing.get_type_hints(Config, include_extras=True)
 RANGES = {name: hint.__metadata__[0] for name, hint in HINTS.items() if typing.get_origin(hint) is typing.Annotated}
@@ -171,12 +172,12 @@ def test_a_float_field_takes_integers(name):
 def test_both_limits_are_allowed_and_what_lies_beyond_is_refused(name):
     low, high = RANGES[name]
     beyond = {int: 1, float: 1e-6}[kind(name)]
-    limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
+    limits = f"at least {low} and finite" if high == UNLIMITED else f"{low} to {high}"
     batch = {"batch_size": 10**6} if name == "robust_examples" else {}
     assert getattr(configured(**{name: low, **batch}), name) == low
     with pytest.raises(ConfigError, match=f"{name} must be a number, {limits}; got"):
         configured(**{name: low - beyond})
-    if high < math.inf:
+    if high < UNLIMITED:
         assert getattr(configured(**{name: high, **batch}), name) == high
         with pytest.raises(ConfigError, match=f"{name} must be a number, {limits}; got"):
             configured(**{name: high + beyond})
@@ -200,7 +201,7 @@ def test_absurdly_large_integers_are_refused(write, name, sign):
 def test_the_help_of_a_ranged_field_names_its_limits(name):
     low, high = RANGES[name]
     end = {"robust_examples": "batch_size"}.get(name, high)
-    expected = f"at least {low}." if end == math.inf else f"{low} to {end}."
+    expected = f"at least {low}." if end == UNLIMITED else f"{low} to {end}."
     assert documentation()[name].endswith(expected)
 
 

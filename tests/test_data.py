@@ -155,3 +155,10 @@ def test_batch_indices_are_pure():
 def test_order_differs_between_epochs_and_seeds():
     assert (batch_indices(0, 0, 50, 50) != batch_indices(0, 1, 50, 50)).any()
     assert (batch_indices(0, 0, 50, 50) != batch_indices(1, 0, 50, 50)).any()
+
+
+def test_hold_out_takes_the_first_examples_where_the_data_set_says_so(small):
+    kept, held = dataclasses.replace(small, hold_out_first=True).hold_out(2)
+    np.testing.assert_array_equal(held.images, small.train.images[:2])
+    np.testing.assert_array_equal(kept.images, small.train.images[2:])
+    np.testing.assert_array_equal(kept.labels, small.train.labels[2:])

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixtrain_jax.subsample import subsample
+from mixtrain_jax import subsample
 
 DRAWS = 4000
 
 
 def draws(n, k, *, replace=False):
     keys = jax.random.split(jax.random.key(1), DRAWS)
-    return np.asarray(jax.vmap(lambda key: subsample(key, n, k, replace=replace))(keys))
+    return np.asarray(jax.vmap(lambda key: subsample.draw(key, n, k, replace=replace))(keys))
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
@@ -61,18 +61,18 @@ def test_with_replacement_indices_repeat():
 
 
 def test_a_key_draws_the_same_again_and_another_key_another(key):
-    first = subsample(key, 100, 10)
-    np.testing.assert_array_equal(first, subsample(key, 100, 10))
-    assert (first != subsample(jax.random.key(1), 100, 10)).any()
+    first = subsample.draw(key, 100, 10)
+    np.testing.assert_array_equal(first, subsample.draw(key, 100, 10))
+    assert (first != subsample.draw(jax.random.key(1), 100, 10)).any()
 
 
 def test_works_in_jit(key):
-    np.testing.assert_array_equal(jax.jit(lambda k: subsample(k, 9, 4))(key), subsample(key, 9, 4))
-    assert jnp.issubdtype(subsample(key, 9, 4).dtype, jnp.integer)
+    np.testing.assert_array_equal(jax.jit(lambda k: subsample.draw(k, 9, 4))(key), subsample.draw(key, 9, 4))
+    assert jnp.issubdtype(subsample.draw(key, 9, 4).dtype, jnp.integer)
 
 
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("k", [-1, 0, 9])
 def test_k_out_of_range_is_refused(key, k, replace):
     with pytest.raises(ValueError, match=f"1 <= k <= n, got k = {k} of n = 8"):
-        subsample(key, 8, k, replace=replace)
+        subsample.draw(key, 8, k, replace=replace)

@@ -11,14 +11,13 @@ import optax
 import pytest
 from rich.console import Console
 
-from mixtrain_jax import bounds, cli, losses, mixing
+from mixtrain_jax import bounds, cli, losses, mixing, subsample
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.mixing import MixRule, Weights
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.subsample import subsample
 from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
@@ -168,7 +167,7 @@ def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
     data = dataset()
     steps, state = steps_of(k=k, replace=replace), state_of(step=7)
     part = steps.robust(state, data, BATCH)
-    chosen = BATCH[subsample(jax.random.fold_in(KEY, 7), N, k, replace=replace)]
+    chosen = BATCH[subsample.draw(jax.random.fold_in(KEY, 7), N, k, replace=replace)]
     assert len(chosen) == k
 
     @jax.jit

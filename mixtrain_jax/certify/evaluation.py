@@ -136,7 +136,7 @@ def measure_curve(
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
 ) -> Curve:
-    """Accuracies as functions of the radius, from 0 to `reach` times the radius of an evaluation.
+    """Accuracies as functions of the radius, from 0 to `reach` times the radius of an evaluation, that one included.
 
     The proved radius of an image is found by bisection, to within a four-thousandth of the range; being proved at a
     radius proves all smaller ones. An image that an attack broke at a radius counts as broken at all larger ones.
@@ -159,6 +159,7 @@ def measure_curve(
     """
     limit = reach * at.eps
     grid = np.linspace(0.0, limit, points)
+    grid[np.abs(grid - at.eps).argmin()] = at.eps  # there to the bit, so that the curve agrees with the evaluation
     radius = np.where(at.clean, 0.0, -1.0)
     with jax.default_matmul_precision("highest"):
         search = jax.jit(functools.partial(_proved_radius, method, logits_fn, domain=domain, limit=limit))
@@ -243,7 +244,8 @@ def _proved_radius(
         return Interval(jnp.where(proved, middle, between.lower), jnp.where(proved, between.upper, middle))
 
     zeros = jnp.zeros(len(labels), images.dtype)
-    return jax.lax.fori_loop(0, 12, halve, Interval(zeros, zeros + limit)).lower
+    whole = _smallest_margin(method, logits_fn, images, labels, zeros + limit, domain=domain) > 0
+    return jnp.where(whole, limit, jax.lax.fori_loop(0, 12, halve, Interval(zeros, zeros + limit)).lower)
 
 
 def _per_image(eps: jax.Array, images: jax.Array) -> jax.Array:

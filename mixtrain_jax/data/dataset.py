@@ -25,16 +25,20 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A training and a test split; pixels lie in `domain`, the units in which eps is given."""
+    """A training and a test split; pixels lie in `domain`, the units in which eps is given.
+
+    Examples are held out from the end of the training split, or from its start where `hold_out_first` says so.
+    """
 
     name: str
     train: Split
     test: Split
     classes: int
     domain: tuple[float, float]
+    hold_out_first: bool = False
 
     def hold_out(self, count: int) -> tuple[Split, Split]:
-        """The training split without its last `count` examples, and those.
+        """The training split without the `count` examples that are held out, and those.
 
         Raises:
           ConfigError: where that would leave nothing to train on.
@@ -44,6 +48,8 @@ class Dataset:
                 f"holdout must leave examples on both sides: 1 to {len(self.train) - 1} of the "
                 f"{len(self.train)} training examples of {self.name}, got {count}."
             )
+        if self.hold_out_first:
+            return self.train[count:], self.train[:count]
         return self.train[:-count], self.train[-count:]
 
 

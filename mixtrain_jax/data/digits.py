@@ -6,7 +6,9 @@ E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository, doi:10.24432/
 they are, with a channel axis added.
 
 The last 500 images in that order are the test set. They are by other writers than the first 1,297, which makes this
-split harder, and more honest, than a shuffled one.
+split harder, and more honest, than a shuffled one. Examples are held out from the start: neighbours in the file are the
+most alike, and training without the 97 before a block of 300 cost 3 points of verified accuracy on that block against
+training without 97 distant ones (four blocks of the training split, two seeds).
 """
 
 from __future__ import annotations
@@ -42,4 +44,5 @@ def digits() -> Dataset:
         test=Split(images[-_TEST:], labels[-_TEST:]),
         classes=10,
         domain=(0.0, 1.0),
+        hold_out_first=True,
     )

@@ -176,6 +176,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     jax.block_until_ready(measure(state))
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
+    logged_step = first
 
     def snapshot(done: int) -> Saved:
         if (bad := int(state.bad_step)) >= 0:
@@ -199,11 +200,11 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             now = time.monotonic()
             row = log_row(setup, state, measure(state), done)
             row["seconds"] = spent + now - started
-            row["examples_per_second"] = min(log_every, done - first) * config.batch_size / (now - logged)
+            row["examples_per_second"] = (done - logged_step) * config.batch_size / (now - logged)
             left = (now - started) / (done - first) * (total - done)
             display.row({**row, "seconds_left": left}, last=done == total)
             folder.append_metrics(row)
-            state, logged = state._replace(totals=Totals.zeros()), time.monotonic()
+            state, logged, logged_step = state._replace(totals=Totals.zeros()), time.monotonic(), done
         if stop.signal or done == total or time.monotonic() - saved_at >= config.checkpoint_seconds:
             checkpoints.save(done, snapshot(done))
             saved_at = time.monotonic()

@@ -64,8 +64,10 @@ class RunDir:
             return
         try:
             theirs = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged ({error}); choose another --workdir.") from error
+        except ValueError:
+            theirs = None
+        if not isinstance(theirs, dict):
+            raise ConfigError(f"{path} is damaged: it is no JSON object. Choose another --workdir.")
         differ = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
         if differ:
             listed = ", ".join(f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in sorted(differ))

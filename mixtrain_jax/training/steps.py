@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mixtrain_jax import losses
+from mixtrain_jax import losses, subsample
 from mixtrain_jax.bounds import Method, linf_ball, margins
 from mixtrain_jax.mixing import MixRule, Signals
-from mixtrain_jax.subsample import subsample
 from mixtrain_jax.training.state import Totals, TrainState
 
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
@@ -79,7 +78,7 @@ def make_steps(
         return Part(value, accuracy, gradient)
 
     def robust(state: TrainState, data: Data, indices: jax.Array) -> Part:
-        chosen = indices[subsample(jax.random.fold_in(key, state.step), len(indices), k, replace=replace)]
+        chosen = indices[subsample.draw(jax.random.fold_in(key, state.step), len(indices), k, replace=replace)]
         images, labels = (x[chosen] for x in data)
         ball = linf_ball(images, eps(state.step), domain)
 
@@ -91,7 +90,9 @@ def make_steps(
         return Part(value, accuracy, gradient)
 
     def update(state: TrainState, clean: Part, robust: Part) -> TrainState:
-        signals = Signals(state.step, state.step / steps_per_epoch, clean.loss, clean.accuracy, robust.loss)
+        signals = Signals(
+            state.step, state.step.astype(jnp.float32) / steps_per_epoch, clean.loss, clean.accuracy, robust.loss
+        )
         weights, mix_state = rule.update(signals, state.mix_state)
         gradient = jax.tree.map(lambda c, r: weights.clean * c + weights.robust * r, clean.gradient, robust.gradient)
         loss = weights.clean * clean.loss + weights.robust * robust.loss
