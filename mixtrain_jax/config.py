@@ -42,13 +42,13 @@ class Config:
     """Units of the hidden layer; 1 to 65536."""
     eps: Annotated[float, Range(0, 1)] = 0.1
     """Radius of the l-infinity ball that is certified, in pixel units; 0 to 1."""
-    train_eps_ratio: Annotated[float, Range(0, 4)] = 1.3
+    train_eps_ratio: Annotated[float, Range(0, 4)] = 1.0
     """Radius of the ball trained on, as a multiple of eps; 0 to 4."""
-    ramp: Annotated[float, Range(0, 1)] = 0.5
+    ramp: Annotated[float, Range(0, 1)] = 0.33
     """Share of training over which the radius grows linearly from 0; 0 to 1."""
     bound: Bound = "ibp"
     """Sound bounds that the robust loss is computed from."""
-    robust_examples: Annotated[int, Range(1)] = 64
+    robust_examples: Annotated[int, Range(1)] = 16
     """k: examples of a batch that carry the robust loss; 1 to batch_size."""
     replace: bool = False
     """Draw the k examples with replacement, as the authors of MixTrain do."""
@@ -64,17 +64,17 @@ class Config:
     """Clean accuracy on training batches that constrained holds; 0 to 1."""
     mixing_learning_rate: Annotated[float, Range(0, 100)] = 0.2
     """Step of the optimizer that moves the share of constrained; 0 to 100."""
-    epochs: Annotated[int, Range(1, 10**6)] = 240
+    epochs: Annotated[int, Range(1, 10**6)] = 960
     """Passes over the training data; 1 to 1000000."""
     batch_size: Annotated[int, Range(1, 10**6)] = 128
     """n: examples a step; 1 to 1000000."""
-    learning_rate: Annotated[float, Range(0, 10)] = 1e-2
+    learning_rate: Annotated[float, Range(0, 10)] = 5e-3
     """Peak step of AdamW, falling to 0 by a cosine; 0 to 10."""
-    weight_decay: Annotated[float, Range(0, 10)] = 1e-4
+    weight_decay: Annotated[float, Range(0, 10)] = 0.1
     """Decoupled weight decay of AdamW; 0 to 10."""
     clip: Annotated[float, Range(0)] = 10.0
     """Largest global norm of a gradient; at least 0."""
-    holdout: Annotated[int, Range(1)] = 97
+    holdout: Annotated[int, Range(1)] = 50
     """Training examples that are held out and only measured on; at least 1."""
     certify: tuple[Bound, ...] = ("ibp", "crown_ibp", "symbolic", "crown")
     """Bounds tried in turn on the test set; an image is verified when one of them proves it."""

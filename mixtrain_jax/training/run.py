@@ -83,14 +83,18 @@ def run(config: Config, workdir: Path, display: Display) -> dict[str, Any]:
     return summary
 
 
-def prepare(config: Config) -> Setup:
-    """Load the data, build network, rule, optimizer and steps, and the state that training starts from.
+def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
+    """Build network, rule, optimizer and steps, and the state that training starts from.
+
+    Args:
+      config: the experiment.
+      dataset: what to train on; by default what the config names is loaded.
 
     Raises:
       ConfigError: where the config does not fit the data.
       DataError: where the data are missing or damaged.
     """
-    dataset = data.load(config.data)
+    dataset = dataset or data.load(config.data)
     train_split, heldout = dataset.hold_out(config.holdout)
     if config.batch_size > len(train_split):
         raise ConfigError(
