@@ -11,6 +11,8 @@ from mixtrain_jax.config import Config
 
 CONFIGS = program.ROOT / "configs"
 TINY = [
+    "--holdout",
+    "97",
     "--epochs",
     "3",
     "--width",

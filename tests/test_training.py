@@ -26,6 +26,7 @@ from mixtrain_jax.training.steps import Part, jit_once, make_steps
 
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
 TINY = {
+    "holdout": 97,
     "width": 8,
     "bound": "ibp",
     "batch_size": 100,
@@ -362,7 +363,7 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("promoting")
 def test_prepare_refuses_a_batch_larger_than_the_training_examples():
     with pytest.raises(ConfigError, match="batch_size must be at most the 1200 training examples left, got 1201"):
-        run_module.prepare(Config(batch_size=1201))
+        run_module.prepare(Config(batch_size=1201, holdout=97))
     with pytest.raises(ConfigError, match="holdout must leave examples on both sides"):
         run_module.prepare(Config(holdout=1297))
 
