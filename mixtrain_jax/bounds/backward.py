@@ -54,7 +54,7 @@ def analyse(tape: Tape, *, slopes: Slopes | None = None, tighten: bool = False, 
     for op in tape.ops:
         rule = rules.find(op)
         relaxed = None
-        if slopes and rule.relax and not rule.affine(op):
+        if slopes and rule.relax and not rules.is_affine(op):
             for ref in op.refs if tighten else ():
                 known.boxes[ref.index] = tightened(tape, known, ref, chunk)
                 known.reach[ref.index] = min(known.reach[ref.index], Reach.EXACT)
@@ -77,13 +77,13 @@ def _reach(op: Op, rule: rules.Rule, reach: list[Reach]) -> Reach:
     if rule.entrywise:
         copies = math.prod(op.outputs[0].shape) > math.prod(ref.shape)
         return max(before, Reach.EXACT) if copies else before
-    return Reach.EXACT if rule.affine(op) and before is Reach.FREE else Reach.LOOSE
+    return Reach.EXACT if rules.is_affine(op) and before is Reach.FREE else Reach.LOOSE
 
 
 def tightened(tape: Tape, known: Analysis, ref: Ref, chunk: int | None = None) -> Interval:
     """Box of a ref from a backward pass over each of its entries, never looser than the box known already."""
     box = known.boxes[ref.index]
-    if known.reach[ref.index] is not Reach.LOOSE:
+    if known.reach[ref.index] is not Reach.LOOSE or not jnp.issubdtype(ref.dtype, jnp.floating):
         return box
     size = math.prod(ref.shape)
 
@@ -146,7 +146,7 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array]) -> Interva
     for op, relaxed in reversed(list(zip(tape.ops, known.relaxations, strict=False))):
         if not any(ref.index in pending for ref in op.outputs):
             continue
-        relaxation = rules.derive(op) if rules.find(op).affine(op) else relaxed
+        relaxation = rules.derive(op) if rules.is_affine(op) else relaxed
         if relaxation is None:
             continue  # Its outputs stay pending: their boxes are the end of the way.
         outs = [pending.pop(ref.index, None) or Sides(ref.zeros(), ref.zeros()) for ref in op.outputs]

@@ -46,7 +46,7 @@ class Rule:
     Attributes:
       family: the word the coverage table shows.
       interval: `(op, operands) -> intervals`, one an output; an operand is an interval where the op's is a ref.
-      affine: whether the op is affine jointly in its interval operands.
+      affine: whether the op is affine jointly in its interval operands, these being floating.
       relax: `(op, operands, slopes) -> Relaxation` for ops that are not affine; None to bound the op by its intervals
         alone, which is always sound.
       homogeneous: 0 maps to 0 whatever the exact operands are, so an affine op has no offset.
@@ -80,6 +80,15 @@ def find(op: Op) -> Rule:
     if op.primitive not in _REGISTRY:
         raise unsupported(op, "there is no rule for it")
     return _REGISTRY[op.primitive]
+
+
+def is_affine(op: Op) -> bool:
+    """Whether an op is affine jointly in its interval operands; over integers nothing is."""
+    return find(op).affine(op) and all(map(_is_float, (*op.refs, *op.outputs)))
+
+
+def _is_float(ref: Ref) -> bool:
+    return jnp.issubdtype(ref.dtype, jnp.floating)
 
 
 def unsupported(op: Op, why: str) -> UnsupportedPrimitiveError:
@@ -145,6 +154,8 @@ def _neg(op: Op, operands: Sequence[Value]) -> list[Interval]:
 
 def _bilinear(op: Op, operands: Sequence[Value]) -> list[Interval]:
     """Center and radius through a product; with both sides uncertain, Rump's formula (BIT 39, 1999, eq. 3.2)."""
+    if not all(map(_is_float, op.refs)):
+        raise unsupported(op, "an operand is an interval of integers, and only floating ones are handled")
     x, y = operands
     if isinstance(x, Interval) and isinstance(y, Interval):
         center = op.bind(x.center, y.center)
@@ -195,6 +206,15 @@ def _select(op: Op, operands: Sequence[Value]) -> list[Interval]:
     return endpoints(op, operands)
 
 
+def _convert(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    """Rounding and truncation never decrease; comparing with 0 and wrapping around do."""
+    (source,), (target,) = op.refs, op.outputs
+    truncates = _is_float(source) and jnp.issubdtype(target.dtype, jnp.signedinteger) and target.dtype.itemsize >= 4
+    if not (_is_float(target) or truncates):
+        raise unsupported(op, f"the conversion from {source.dtype} to {target.dtype} is not monotone")
+    return endpoints(op, operands)
+
+
 def _gather(op: Op, operands: Sequence[Value]) -> list[Interval]:
     if any(isinstance(x, Interval) for x in operands[1:]):
         raise unsupported(op, "an index depends on an interval, and only exact indices are handled")
@@ -209,6 +229,12 @@ def _relax_max(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation 
     x, threshold = (first, second) if isinstance(first, Interval) else (second, first)
     x, threshold = _interval(x), _array(threshold)
     return _entrywise_relaxation(relaxations.relu(x.lower - threshold, x.upper - threshold, slopes), threshold)
+
+
+def _relax_identity(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
+    """For what is the identity but has, by design, another derivative, so that `derive` would be wrong."""
+    itself = Affine(lambda coefficients: coefficients, None)
+    return Relaxation(itself, itself)
 
 
 def _entrywise_relaxation(lines: relaxations.Lines, shift: jax.Array) -> Relaxation:
@@ -239,10 +265,6 @@ def _one_ref(op: Op) -> bool:
     return len(op.refs) == 1
 
 
-def _floating(op: Op) -> bool:
-    return all(jnp.issubdtype(ref.dtype, jnp.floating) for ref in (*op.refs, *op.outputs))
-
-
 # Entries moved about, one to one.
 register(
     Rule("structural", endpoints, _always, entrywise=True),
@@ -267,9 +289,11 @@ register(
 for _name in ("split_p", "stack_p", "unstack_p", "tile_p"):
     if hasattr(jax.lax, _name):
         register(Rule("structural", endpoints, _always), getattr(jax.lax, _name))
-register(Rule("structural", endpoints, _floating, entrywise=True), primitives.convert_element_type_p)
+register(Rule("structural", _convert, _always, entrywise=True), primitives.convert_element_type_p)
 register(Rule("structural", _select, _always), primitives.select_n_p)
-register(Rule("structural", _gather, _always, homogeneous=True), primitives.gather_p, primitives.dynamic_slice_p)
+register(Rule("structural", _gather, _always), primitives.gather_p)  # out of bounds it may fill with a constant
+register(Rule("structural", _gather, _always, homogeneous=True), primitives.dynamic_slice_p)
+register(Rule("structural", endpoints, relax=_relax_identity, entrywise=True), primitives.stop_gradient_p)
 register(Rule("sum", endpoints, _always, entrywise=True), primitives.add_p, primitives.add_jaxvals_p)
 register(Rule("sum", _sub, _always, entrywise=True), primitives.sub_p)
 register(Rule("sum", _neg, _always, entrywise=True), primitives.neg_p)

@@ -92,7 +92,13 @@ def test_the_advice_of_the_error_works(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (lambda x: 1 / (1 + x), r"'div' \(exact, interval\): the divisor is an interval"),
         (lambda x: jnp.arange(9.0)[x.astype(jnp.int32)], "'select_n'.*the predicate depends on an interval"),
-        (lambda x: jax.lax.dynamic_index_in_dim(x, x[0].astype(jnp.uint32)), "'dynamic_slice'.*an index depends on an"),
+        (
+            lambda x: primitives.dynamic_slice_p.bind(x, x[0].astype(jnp.int32), slice_sizes=(1,)),
+            "'dynamic_slice'.*an index depends on an interval",
+        ),
+        (lambda x: jax.lax.convert_element_type(x, bool), "'convert_element_type'.*to bool is not monotone"),
+        (lambda x: x.astype(jnp.uint8), "'convert_element_type'.*float32 to uint8 is not monotone"),
+        (lambda x: x.astype(jnp.int32) @ jnp.eye(3, dtype=jnp.int32), "'dot_general'.*an interval of integers"),
     ],
 )
 def test_an_interval_where_a_value_must_be_exact_is_named(

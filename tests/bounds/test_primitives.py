@@ -20,6 +20,11 @@ KERNEL = np.linspace(-1.0, 1.0, 12).reshape(2, 3, 1, 2)
 NHWC = ("NHWC", "HWIO", "NHWC")
 MASK = np.array([True, False, True, False])
 
+
+def _filled(x: jax.Array) -> jax.Array:
+    return x.at[np.array([1, 9])].get(mode="fill", fill_value=3.0)
+
+
 # Primitive -> functions of a box of shape [4] that use it; the ReLU keeps backward passes busy.
 PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "reshape": [lambda x: x.reshape(2, 2)],
@@ -41,9 +46,11 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "convert_element_type": [
         lambda x: x.astype(jnp.float32).astype(x.dtype) * 2,
         lambda x: (3 * x).astype(jnp.int32).astype(x.dtype),
+        lambda x: ((3 * x).astype(jnp.int32) * 2 - (x[::-1]).astype(jnp.int32)).astype(x.dtype),
     ],
+    "stop_gradient": [lambda x: lax.stop_gradient(x) * 2],
     "select_n": [lambda x: jnp.where(MASK, x, -x), lambda x: jnp.where(MASK, 0.3, x)],
-    "gather": [lambda x: x[np.array([3, 3, 0])], lambda x: jnp.take(x, np.array([[1, 2]]))],
+    "gather": [lambda x: x[np.array([3, 3, 0])], lambda x: jnp.take(x, np.array([[1, 2]])), _filled],
     "dynamic_slice": [lambda x: lax.dynamic_slice(x, (1,), (2,))],
     "add": [lambda x: x + x[::-1], lambda x: x + 0.5],
     "add_any": [lambda x: add_jaxvals_p.bind(x, 2 * x[::-1])],
