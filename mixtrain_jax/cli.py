@@ -11,7 +11,7 @@ import tyro
 
 from mixtrain_jax import config as config_lib
 from mixtrain_jax.config import Config
-from mixtrain_jax.errors import ConfigError, MixtrainError
+from mixtrain_jax.errors import MixtrainError
 
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 not finite, 75 preempted and saved, 130 interrupted."
 
@@ -73,6 +73,3 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path]:
         config=(tyro.conf.FlagConversionOff,),
     )
     return config, workdir or Path("runs") / f"{Path(name).stem}-{config.digest()}"
-
-
-__all__ = ["ConfigError", "parse", "train"]

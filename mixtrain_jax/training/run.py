@@ -165,56 +165,66 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
       CheckpointError: where a checkpoint cannot be written or none can be read.
     """
     config, steps, total = setup.config, setup.steps, setup.total_steps
-    saved = checkpoints.restore(Saved(np.int64(0), np.float64(0), setup.initial), display.note)
-    if saved is not None:
-        display.note(f"Going on from step {int(saved.step)} of {total}.")
-    else:
-        saved = Saved(np.int64(0), np.float64(0), setup.initial)
+    saved = restore(setup, checkpoints, display)
     state, first, spent = saved.state, int(saved.step), float(saved.seconds)
     folder.rewind_metrics(first)
     on_device: Data = jax.device_put((setup.train.images, setup.train.labels))
-    measure = make_measure(setup)
-    absent = steps.absent(state)
+    measure, absent = make_measure(setup), steps.absent(state)
     display.note(f"Compiling. Clean and verified accuracy below are of the {len(setup.heldout)} held-out examples.")
     compile_steps(setup, on_device)
     jax.block_until_ready(measure(state))
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
     logged_step = first
-
-    def snapshot(done: int) -> Saved:
-        if (bad := int(state.bad_step)) >= 0:
-            good = checkpoints.latest()
-            raise NonFiniteError(
-                f"The loss or a gradient became NaN or infinite at step {bad}; "
-                + (f"the last good checkpoint is step {good}" if good is not None else "there is no checkpoint yet")
-                + f" in {checkpoints.folder}. Lower learning_rate or weight, or lengthen the ramp."
-            )
-        return Saved(np.int64(done), np.float64(spent + time.monotonic() - started), state)
-
     for step in range(first, total):
         indices = jnp.asarray(batch_indices(config.seed, step, config.batch_size, len(setup.train)))
         clean = steps.clean(state, on_device, indices)
         robust = steps.robust(state, on_device, indices) if has_robust(config, step) else absent
         state = steps.update(state, clean, robust)
-        done = step + 1
+        done, now = step + 1, time.monotonic()
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
-            snapshot(done)
-            now = time.monotonic()
+            refuse_non_finite(state, checkpoints)
             row = log_row(setup, state, measure(state), done)
+            now = time.monotonic()
             row["seconds"] = spent + now - started
             row["examples_per_second"] = (done - logged_step) * config.batch_size / (now - logged)
             left = (now - started) / (done - first) * (total - done)
             display.row({**row, "seconds_left": left}, last=done == total)
             folder.append_metrics(row)
-            state, logged, logged_step = state._replace(totals=Totals.zeros()), time.monotonic(), done
-        if stop.signal or done == total or time.monotonic() - saved_at >= config.checkpoint_seconds:
-            checkpoints.save(done, snapshot(done))
+            state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
+        if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
+            refuse_non_finite(state, checkpoints)
+            saved = Saved(np.int64(done), np.float64(spent + now - started), state)
+            checkpoints.save(done, saved)
             saved_at = time.monotonic()
         if stop.signal and done < total:
             raise stop.error(f"step {done} of {total} is saved")
-    return snapshot(total)
+    return saved
+
+
+def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
+    """The newest whole checkpoint, or the state that training starts from."""
+    start = Saved(np.int64(0), np.float64(0), setup.initial)
+    saved = checkpoints.restore(start, display.note)
+    if saved is not None:
+        display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
+    return saved or start
+
+
+def refuse_non_finite(state: TrainState, checkpoints: Checkpoints) -> None:
+    """Look whether the state stands still since a bad step; waits for the device.
+
+    Raises:
+      NonFiniteError: where it does, with the step and the last good checkpoint.
+    """
+    if (bad := int(state.bad_step)) >= 0:
+        good = checkpoints.latest()
+        kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
+        raise NonFiniteError(
+            f"The loss or a gradient became NaN or infinite at step {bad}; {kept} in {checkpoints.folder}. "
+            "Lower learning_rate or weight, or lengthen the ramp."
+        )
 
 
 def compile_steps(setup: Setup, on_device: Data) -> None:
