@@ -45,6 +45,18 @@ def test_a_scalar_label_takes_one_example(method: mt.bounds.Method, network: Any
     np.testing.assert_allclose(batch[2], one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_margins_of_many_examples_are_those_of_each(method: mt.bounds.Method, network: Any) -> None:
+    f, params, _ = network
+    x = jnp.asarray(np.random.default_rng(0).random((12, 6)), jnp.float32)
+    labels = jnp.arange(12) % 4
+    batch = mt.margins(method, functools.partial(f, params))(mt.linf_ball(x, 0.1), labels)
+    assert batch.shape == (12, 3)
+    for i in range(12):
+        one = mt.margins(method, lambda v: f(params, v[None])[0])(mt.linf_ball(x[i], 0.1), labels[i])
+        np.testing.assert_allclose(batch[i], one, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", [mt.crown_ibp, mt.symbolic, mt.crown])
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
 def test_chunks_change_nothing(method: Any, chunk: int, network: Any) -> None:
