@@ -78,7 +78,14 @@ def registered() -> dict[Primitive, Rule]:
 def find(op: Op) -> Rule:
     """The rule of an op, or the error that says how to write one."""
     if op.primitive not in _REGISTRY:
-        raise unsupported(op, "there is no rule for it")
+        raise unsupported(
+            op,
+            "there is no rule for it",
+            "If it never decreases in any operand, these lines teach the library interval bounds of it:\n"
+            f"    from {_module(op.primitive)} import {op.primitive.name}_p\n"
+            "    from mixtrain_jax.bounds import rules\n"
+            f'    rules.register(rules.Rule("monotone", rules.endpoints), {op.primitive.name}_p)',
+        )
     return _REGISTRY[op.primitive]
 
 
@@ -91,16 +98,13 @@ def _is_float(ref: Ref) -> bool:
     return jnp.issubdtype(ref.dtype, jnp.floating)
 
 
-def unsupported(op: Op, why: str) -> UnsupportedPrimitiveError:
+def unsupported(
+    op: Op, why: str, way_out: str = "Keep that operand exact, or put a rule of your own in place with rules.register."
+) -> UnsupportedPrimitiveError:
     """Name the primitive, the user's line and the way out."""
     kinds = ", ".join("interval" if isinstance(x, Ref) else "exact" for x in op.operands)
     return UnsupportedPrimitiveError(
-        f"Cannot bound the primitive '{op.primitive}' ({kinds}): {why}.\n"
-        f"  It comes from {op.source()}\n"
-        "  If it never decreases in any operand, these lines teach the library interval bounds of it:\n"
-        f"    from {_module(op.primitive)} import {op.primitive.name}_p\n"
-        "    from mixtrain_jax.bounds import rules\n"
-        f'    rules.register(rules.Rule("monotone", rules.endpoints), {op.primitive.name}_p)'
+        f"Cannot bound the primitive '{op.primitive}' ({kinds}): {why}.\n  It comes from {op.source()}\n  {way_out}"
     )
 
 

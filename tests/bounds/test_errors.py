@@ -107,8 +107,10 @@ def test_an_interval_where_a_value_must_be_exact_is_named(
     # Index arithmetic compares; comparisons have no rule yet and are not what is asked here.
     monkeypatch.setattr(rules, "_REGISTRY", rules.registered())
     rules.register(rules.Rule("monotone", rules.endpoints), primitives.lt_p, primitives.ne_p)
-    with pytest.raises(mt.UnsupportedPrimitiveError, match=message):
+    with pytest.raises(mt.UnsupportedPrimitiveError, match=message) as caught:
         mt.ibp(f)(BALL)
+    assert "Keep that operand exact" in str(caught.value)
+    assert "endpoints" not in str(caught.value)  # advice for monotone primitives, which would be unsound here
 
 
 LABELS = np.array([0, 1])
