@@ -10,13 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mixtrain_jax.bounds import (
+    Ball,
     BoundsError,
     Interval,
     UnsupportedPrimitiveError,
+    alpha_crown,
     crown,
     crown_ibp,
     ibp,
     intersect,
+    l1_ball,
+    l2_ball,
     linf_ball,
     margins,
     symbolic,
@@ -28,9 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ball",
     "BoundsError",
     "Interval",
     "UnsupportedPrimitiveError",
+    "alpha_crown",
     "attacks",
     "bounds",
     "certify",
@@ -38,6 +44,8 @@ __all__ = [
     "crown_ibp",
     "ibp",
     "intersect",
+    "l1_ball",
+    "l2_ball",
     "linf_ball",
     "losses",
     "margins",

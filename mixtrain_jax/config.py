@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 from mixtrain_jax.errors import ConfigError
 
-Bound = Literal["ibp", "crown_ibp", "symbolic", "crown"]
+Bound = Literal["ibp", "crown_ibp", "symbolic", "crown", "alpha_crown"]
 
 
 class Range(NamedTuple):

@@ -1,25 +1,43 @@
 """Sound bounds of JAX functions, as function transformations. Imports jax and nothing else."""
 
+from mixtrain_jax.bounds.alpha_crown import alpha_crown
+from mixtrain_jax.bounds.backward import Bounded
 from mixtrain_jax.bounds.crown import crown, crown_ibp
+from mixtrain_jax.bounds.curves import Curve
 from mixtrain_jax.bounds.errors import BoundsError, UnsupportedPrimitiveError
+from mixtrain_jax.bounds.functions import register_function
 from mixtrain_jax.bounds.ibp import ibp
-from mixtrain_jax.bounds.interval import Interval, intersect, linf_ball
-from mixtrain_jax.bounds.margins import Method, margins
+from mixtrain_jax.bounds.interval import Ball, Interval, intersect, l1_ball, l2_ball, linf_ball
+from mixtrain_jax.bounds.margins import margins
+from mixtrain_jax.bounds.properties import Inequality, Junction, all_of, any_of, inequality, property_margin
 from mixtrain_jax.bounds.rules import Rule, register
-from mixtrain_jax.bounds.symbolic import symbolic
+from mixtrain_jax.bounds.symbolic import Method, symbolic
 
 __all__ = [
+    "Ball",
+    "Bounded",
     "BoundsError",
+    "Curve",
+    "Inequality",
     "Interval",
+    "Junction",
     "Method",
     "Rule",
     "UnsupportedPrimitiveError",
+    "all_of",
+    "alpha_crown",
+    "any_of",
     "crown",
     "crown_ibp",
     "ibp",
+    "inequality",
     "intersect",
+    "l1_ball",
+    "l2_ball",
     "linf_ball",
     "margins",
+    "property_margin",
     "register",
+    "register_function",
     "symbolic",
 ]

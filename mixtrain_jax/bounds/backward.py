@@ -11,18 +11,53 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import primitives
 
-from mixtrain_jax.bounds import rules
+from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules  # noqa: F401  (the first three register)
 from mixtrain_jax.bounds.errors import BoundsError
-from mixtrain_jax.bounds.interval import Interval, intersect
+from mixtrain_jax.bounds.interval import Ball, Interval, intersect
 from mixtrain_jax.bounds.relaxations import Slopes
-from mixtrain_jax.bounds.rules import Arrays, Relaxation
-from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, record
+from mixtrain_jax.bounds.rules import Affine, Arrays, Relaxation
+from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, record
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """What a way of bounding does.
+
+    Attributes:
+      slopes: how ops that are not affine are relaxed; None not to, but to stop at their boxes.
+      tighten: whether the operands of relaxed ops get boxes from a backward pass, intersected with their interval ones.
+      chunk: rows of a backward pass that are in memory at a time; None for all.
+      budget: bytes that the rows of a backward pass may take, for one call that is not under `vmap`; it sets `chunk`.
+      sound: whether bounds hold in floating point too.
+    """
+
+    slopes: Slopes | None = None
+    tighten: bool = False
+    chunk: int | None = None
+    budget: int | None = None
+    sound: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "budget"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise BoundsError(f"A bound wants {name} to be a positive integer or None, got {value!r}.")
+
+    def rows_at_a_time(self, tape: Tape) -> int | None:
+        """Rows of a backward pass that fit the budget."""
+        if self.chunk is not None or self.budget is None:
+            return self.chunk
+        refs = (*tape.input_refs(), *(ref for op in tape.ops for ref in op.outputs))
+        largest = max((math.prod(ref.shape) * jnp.dtype(ref.dtype).itemsize for ref in refs), default=1)
+        # Coefficients of both sides, before and after an op, their positive and negative parts, and a scratch copy.
+        return max(1, self.budget // max(1, 10 * largest))
 
 
 class Reach(enum.IntEnum):
@@ -30,7 +65,8 @@ class Reach(enum.IntEnum):
 
     FREE = 0  # entries range over the box independently of each other
     EXACT = 1  # each entry attains both ends, though not together with the others
-    LOOSE = 2  # the box may be wider than the range
+    ROUND = 2  # an affine function of a ball that is no box, whose range a backward pass finds exactly
+    LOOSE = 3  # the box may be wider than the range
 
 
 class Analysis(NamedTuple):
@@ -39,63 +75,171 @@ class Analysis(NamedTuple):
     boxes: list[Interval]
     reach: list[Reach]
     relaxations: list[Relaxation | None]  # of ops that are not affine; None: bounded by their boxes alone
+    slack: list[Arrays | None]  # what rounding may add to an op's outputs, on its way forwards and back; None for 0
 
 
-def analyse(tape: Tape, *, slopes: Slopes | None = None, tighten: bool = False, chunk: int | None = None) -> Analysis:
+def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analysis:
     """Walk the tape forwards.
 
     Args:
       tape: the recorded function.
-      slopes: how to relax the ops that are not affine; None not to.
-      tighten: whether the operands of relaxed ops get boxes from a backward pass, intersected with their interval ones.
-      chunk: rows of a backward pass that are in memory at a time; None for all.
+      domain: what to do.
+      hints: other analyses of the tape, whose boxes are intersected with those found here.
     """
-    known = Analysis(list(tape.inputs), [Reach.FREE] * len(tape.inputs), [])
+    known = Analysis(list(tape.inputs), [_of_input(x) for x in tape.inputs], [], [])
+    uses = uses_of(tape)
     for op in tape.ops:
-        rule = rules.find(op)
+        rule, affine = rules.find(op), rules.is_affine(op)
         relaxed = None
-        if slopes and rule.relax and not rules.is_affine(op):
-            for ref in op.refs if tighten else ():
-                known.boxes[ref.index] = tightened(tape, known, ref, chunk)
-                known.reach[ref.index] = min(known.reach[ref.index], Reach.EXACT)
-            relaxed = rule.relax(op, _read(known, op), slopes)
-        known.boxes.extend(rule.interval(op, _read(known, op)))
+        if not affine:
+            _tighten_operands(tape, known, op, rule, domain)
+        if domain.slopes and rule.relax and not affine:
+            relaxed = rule.relax(op, read(known, op), domain.slopes)
+        boxes = _forwards(op, rule, read(known, op), domain.sound)
+        for hint in hints:
+            others = (hint.boxes[ref.index] for ref in op.outputs)
+            boxes = [intersect(box, other) for box, other in zip(boxes, others, strict=True)]
+        known.boxes.extend(boxes)
         known.reach.extend([_reach(op, rule, known.reach)] * len(op.outputs))
         known.relaxations.append(relaxed)
+        relaxation = rules.derive(op) if affine else relaxed
+        known.slack.append(slack(op, relaxation, known, uses) if domain.sound and relaxation else None)
     return known
 
 
-def _read(known: Analysis, op: Op) -> list[rules.Value]:
+def _of_input(x: Interval) -> Reach:
+    return Reach.ROUND if isinstance(x, Ball) else Reach.FREE
+
+
+def _tighten_operands(tape: Tape, known: Analysis, op: Op, rule: rules.Rule, domain: Domain) -> None:
+    for ref in op.refs:
+        if (domain.tighten and domain.slopes and rule.relax) or known.reach[ref.index] is Reach.ROUND:
+            needed = None
+            if rule.stable and len(op.refs) == 1:
+                needed = jnp.broadcast_to(~rule.stable(op, read(known, op)), ref.shape)
+            known.boxes[ref.index] = tightened(tape, known, ref, domain, needed)
+            known.reach[ref.index] = min(known.reach[ref.index], Reach.EXACT)
+
+
+def _forwards(op: Op, rule: rules.Rule, operands: list[rules.Value], sound: bool) -> list[Interval]:
+    """Boxes of the outputs of an op; for sums and products of many, through a box that rounding can't leave."""
+    if not sound:
+        return list(rule.interval(op, operands))
+    terms, _ = rule.terms(op)
+    inflated = operands
+    if rules.accumulates(op):
+        inflated = [rounding.inflate(x, terms) if isinstance(x, Interval) else x for x in operands]
+    boxes = list(rule.interval(op, inflated))
+    errors = rule.rounded(op, operands, boxes) if rule.rounded else [None] * len(boxes)
+    return [_widened(box, error) for box, error in zip(boxes, errors, strict=True)]
+
+
+def _widened(box: Interval, error: jax.Array | None) -> Interval:
+    if error is None or not jnp.issubdtype(box.dtype, jnp.floating):
+        return box
+    return rounding.widen(box, error)
+
+
+def slack(op: Op, relaxation: Relaxation, known: Analysis, uses: Sequence[int]) -> Arrays | None:
+    """How much rounding may move an op from its relaxation, and the relaxation's backward pass from itself.
+
+    With `A` the coefficients of the outputs, an error `e` in an output adds at most `|A| |e|`. So do errors of the
+    backward map, which are relative to `|A| |W| |x|`, `|W| |x|` being the op's scale; and those of summing the offsets.
+    """
+    rule, operands = rules.find(op), read(known, op)
+    boxes = [known.boxes[ref.index] for ref in op.outputs]
+    sums = max(*rule.terms(op), max((uses[ref.index] for ref in op.refs), default=1))
+    moves = rule.rounded is None
+    if rules.is_affine(op) and moves and sums == 1 and relaxation.lower.offsets is None:
+        return None
+    if relaxation.scale is not None:
+        scale = relaxation.scale
+    elif rules.accumulates(op):
+        scale = op.bind(*map(rounding.magnitude, operands))
+    else:
+        scale = tuple(map(rounding.magnitude, boxes))
+    errors = rule.rounded(op, operands, boxes) if rule.rounded else (0.0,) * len(boxes)
+    offsets = [side.offsets or (0.0,) * len(boxes) for side in relaxation[:2]]
+    dtype = rounding.coarsest(*(ref.dtype for ref in (*op.refs, *op.outputs)))
+    return tuple(
+        rounding.gamma(sums, dtype) * size
+        + error
+        + rounding.gamma(rounding.steps(math.prod(ref.shape)), dtype) * jnp.maximum(jnp.abs(a), jnp.abs(b))
+        for ref, size, error, a, b in zip(op.outputs, scale, errors, *offsets, strict=True)
+    )
+
+
+def uses_of(tape: Tape) -> list[int]:
+    """How often each ref is an operand."""
+    count = [0] * (1 + max((ref.index for op in tape.ops for ref in op.outputs), default=len(tape.inputs) - 1))
+    for op in tape.ops:
+        for ref in op.refs:
+            count[ref.index] += 1
+    return count
+
+
+def read(known: Analysis, op: Op) -> list[rules.Value]:
+    """The operands of an op, boxes in the place of refs."""
     return [known.boxes[x.index] if isinstance(x, Ref) else x for x in op.operands]
 
 
 def _reach(op: Op, rule: rules.Rule, reach: list[Reach]) -> Reach:
-    if len(op.refs) != 1:
+    before = [reach[ref.index] for ref in op.refs]
+    if rules.is_affine(op) and Reach.ROUND in before and Reach.LOOSE not in before:
+        return Reach.ROUND
+    if len(before) != 1:
         return Reach.LOOSE
     (ref,) = op.refs
-    before = reach[ref.index]
-    if rule.entrywise:
-        copies = math.prod(op.outputs[0].shape) > math.prod(ref.shape)
-        return max(before, Reach.EXACT) if copies else before
-    return Reach.EXACT if rules.is_affine(op) and before is Reach.FREE else Reach.LOOSE
+    copies = math.prod(op.outputs[0].shape) > math.prod(ref.shape)
+    if rule.entrywise or (op.primitive is primitives.broadcast_in_dim_p and not copies):  # a new axis of one
+        return max(before[0], Reach.EXACT) if copies else before[0]
+    return Reach.EXACT if rules.is_affine(op) and before[0] is Reach.FREE else Reach.LOOSE
 
 
-def tightened(tape: Tape, known: Analysis, ref: Ref, chunk: int | None = None) -> Interval:
-    """Box of a ref from a backward pass over each of its entries, never looser than the box known already."""
+def tightened(tape: Tape, known: Analysis, ref: Ref, domain: Domain, needed: jax.Array | None = None) -> Interval:
+    """Box of a ref from a backward pass over each of its entries, never looser than the box known already.
+
+    Args:
+      tape: the recorded function.
+      known: what is known of what comes before the ref.
+      ref: the value to bound.
+      domain: what to do.
+      needed: entries for which a better box is of use; chunks without any are left out. None for all.
+    """
     box = known.boxes[ref.index]
-    if known.reach[ref.index] is not Reach.LOOSE or not jnp.issubdtype(ref.dtype, jnp.floating):
+    if known.reach[ref.index] < Reach.ROUND or not jnp.issubdtype(ref.dtype, jnp.floating):
         return box
-    size = math.prod(ref.shape)
+    size, chunk = math.prod(ref.shape), domain.rows_at_a_time(tape)
 
     def entry(i: jax.Array) -> Interval:
         seed = (jnp.arange(size) == i).astype(ref.dtype).reshape(ref.shape)
-        return pull(tape, known, {ref.index: seed})
+        return pull(tape, known, {ref.index: seed}, domain.sound)
 
-    bound = _map_rows(entry, jnp.arange(size), chunk)
+    if needed is None or chunk is None or chunk >= size:
+        bound = map_rows(entry, jnp.arange(size), chunk)
+    else:
+        bound = _map_needed(entry, needed.reshape(-1), box, chunk)
     return intersect(box, jax.tree.map(lambda x: x.reshape(ref.shape), bound))
 
 
-def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, chunk: int | None = None) -> Interval:
+def _map_needed(f: Callable[[jax.Array], Interval], needed: jax.Array, box: Interval, chunk: int) -> Interval:
+    """Rows in chunks, the needed ones first, and nothing for chunks of which none is."""
+    size = needed.size
+    order = jnp.argsort(~needed, stable=True)
+    order = jnp.concatenate([order, order[: -size % chunk]]).reshape(-1, chunk)
+    known = Interval(box.lower.reshape(-1), box.upper.reshape(-1))
+
+    def rows(places: jax.Array) -> Interval:
+        return jax.lax.cond(
+            needed[places].any(), jax.vmap(f), lambda i: Interval(known.lower[i], known.upper[i]), places
+        )
+
+    found = jax.lax.map(rows, order)
+    places = order.reshape(-1)[:size]
+    return jax.tree.map(lambda x, y: x.at[places].set(y.reshape(-1)[:size]), known, found)
+
+
+def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domain) -> Interval:
     """Bounds of linear functions of a ref, never looser than stopping at the last ops that are not affine.
 
     Args:
@@ -103,7 +247,7 @@ def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, chunk: int | 
       known: what a domain found on its way forwards.
       ref: the value the functions are of.
       rows: their coefficients, `[rows, *ref.shape]`.
-      chunk: rows in memory at a time.
+      domain: what to do.
 
     Returns:
       An `Interval` of shape `[rows]`.
@@ -111,13 +255,14 @@ def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, chunk: int | 
 
     def bound(relaxations: list[Relaxation | None]) -> Interval:
         part = known._replace(relaxations=relaxations)
-        return _map_rows(lambda row: pull(tape, part, {ref.index: row}), rows, chunk)
+        return map_rows(lambda row: pull(tape, part, {ref.index: row}, domain.sound), rows, domain.rows_at_a_time(tape))
 
     folded = bound([None] * len(known.relaxations))
     return intersect(folded, bound(known.relaxations)) if any(known.relaxations) else folded
 
 
-def _map_rows(f: Callable[[jax.Array], Interval], rows: jax.Array, chunk: int | None) -> Interval:
+def map_rows(f: Callable[[jax.Array], Interval], rows: jax.Array, chunk: int | None) -> Interval:
+    """A function of each row, `chunk` of them in memory at a time."""
     if chunk is None or chunk >= len(rows):
         return jax.vmap(f)(rows)
     return jax.lax.map(f, rows, batch_size=chunk)
@@ -130,42 +275,70 @@ class Sides(NamedTuple):
     upper: Any
 
 
-def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array]) -> Interval:
+def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: bool = False) -> Interval:
     """Bound one linear function of values on the tape by pulling it back to its inputs.
 
     Args:
       tape: the recorded function.
       known: boxes of every ref and relaxations of every op that the seeds depend on.
       seeds: coefficients of each ref the function is of, in the ref's shape.
+      sound: whether the bound holds in floating point too.
 
     Returns:
       A scalar `Interval`.
     """
+    dot = rounding.total if sound else jnp.vdot
     pending = {index: Sides(seed, seed) for index, seed in seeds.items()}
-    lower = upper = jnp.zeros((), next(iter(seeds.values())).dtype)
-    for op, relaxed in reversed(list(zip(tape.ops, known.relaxations, strict=False))):
+    terms: list[Sides] = []
+    ops = list(zip(tape.ops, known.relaxations, known.slack, strict=False))
+    for op, relaxed, slack in reversed(ops):
         if not any(ref.index in pending for ref in op.outputs):
             continue
         relaxation = rules.derive(op) if rules.is_affine(op) else relaxed
         if relaxation is None:
             continue  # Its outputs stay pending: their boxes are the end of the way.
+        if slack is not None:
+            relaxation = _slackened(relaxation, slack)
         outs = [pending.pop(ref.index, None) or Sides(ref.zeros(), ref.zeros()) for ref in op.outputs]
         same = all(side.lower is side.upper for side in outs)
         out = Sides(tuple(s.lower for s in outs), tuple(s.upper for s in outs))
         out = Sides(out.lower, out.lower) if same else out
-        coefficients, offset = _through(relaxation, out)
-        lower, upper = lower + offset.lower, upper + offset.upper
+        coefficients, offset = _through(relaxation, out, dot)
+        terms.append(offset)
         for ref, low, high in zip(op.refs, coefficients.lower, coefficients.upper, strict=True):
-            pending[ref.index] = _add(pending.get(ref.index), Sides(low, high))
-    for index, sides in pending.items():
-        end = _concretize(sides, known.boxes[index])
-        lower, upper = lower + end.lower, upper + end.upper
-    return Interval(lower, upper)
+            if low is not None:  # as it is for what is no number
+                pending[ref.index] = _add(pending.get(ref.index), Sides(low, high))
+    terms += [_concretize(sides, known.boxes[index], sound) for index, sides in pending.items()]
+    return _sum(terms, next(iter(seeds.values())).dtype, sound)
 
 
-def _through(relaxation: Relaxation, out: Sides) -> tuple[Sides, Sides]:
+def _sum(terms: list[Sides], dtype: Any, sound: bool) -> Interval:
+    total = Interval(*(sum((getattr(term, side) for term in terms), jnp.zeros((), dtype)) for side in Sides._fields))
+    if not sound:
+        return total
+    sizes = Sides(*(sum((jnp.abs(getattr(term, side)) for term in terms), 0.0) for side in Sides._fields))
+    error = rounding.gamma(len(terms), dtype) * jnp.maximum(*sizes) + 8 * float(jnp.finfo(dtype).tiny)
+    return rounding.widen(total, error)
+
+
+def _slackened(relaxation: Relaxation, slack: Arrays) -> Relaxation:
+    """The relaxation of an op that may be off by as much."""
+    below, above = (side.offsets or (0.0,) * len(slack) for side in relaxation[:2])
+    return Relaxation(
+        Affine(relaxation.lower.transpose, tuple(b - e for b, e in zip(below, slack, strict=True))),
+        Affine(relaxation.upper.transpose, tuple(b + e for b, e in zip(above, slack, strict=True))),
+    )
+
+
+def _through(relaxation: Relaxation, out: Sides, dot: Callable[..., jax.Array]) -> tuple[Sides, Sides]:
     """Coefficients of an op's operands from those of its outputs, and what its offsets add to either bound."""
-    below, above = relaxation
+    below, above = relaxation[:2]
+
+    def _dot(coefficients: Arrays, values: Arrays | None) -> jax.Array | float:
+        if values is None:
+            return 0.0
+        return sum(dot(a, jnp.broadcast_to(v, a.shape)) for a, v in zip(coefficients, values, strict=True))
+
     if below is above:
         coefficients = _shared(below.transpose, out)
         return coefficients, Sides(_dot(out.lower, below.offsets), _dot(out.upper, below.offsets))
@@ -194,18 +367,46 @@ def _add(a: Sides | None, b: Sides) -> Sides:
     return Sides(lower, lower if a.lower is a.upper and b.lower is b.upper else a.upper + b.upper)
 
 
-def _concretize(sides: Sides, box: Interval) -> Interval:
-    """Exact range of a linear function over a box (Gowal et al., arXiv 1810.12715, eq. 6)."""
-    return Interval(
-        jnp.vdot(sides.lower, box.center) - jnp.vdot(jnp.abs(sides.lower), box.radius),
-        jnp.vdot(sides.upper, box.center) + jnp.vdot(jnp.abs(sides.upper), box.radius),
+def _concretize(sides: Sides, box: Interval, sound: bool) -> Sides:
+    """Exact range of a linear function over a box (Gowal et al., arXiv 1810.12715, eq. 6), or over a ball inside it."""
+    dot, size = jnp.vdot, math.prod(box.shape)
+    end = _over_ball(sides, box, sound) if isinstance(box, Ball) else None
+    if sound:
+        dot, box = rounding.total, rounding.inflate(box, rounding.steps(size))
+    ranges = Sides(
+        dot(sides.lower, box.center) - dot(jnp.abs(sides.lower), box.radius),
+        dot(sides.upper, box.center) + dot(jnp.abs(sides.upper), box.radius),
     )
+    if sound:  # of the two products, and of their difference
+        ranges = _widen_by(ranges, sides, rounding.magnitude(box), size)
+    return ranges if end is None else Sides(jnp.maximum(end.lower, ranges.lower), jnp.minimum(end.upper, ranges.upper))
 
 
-def _dot(coefficients: Arrays, values: Arrays | None) -> jax.Array | float:
-    if values is None:
-        return 0.0
-    return sum(jnp.vdot(a, jnp.broadcast_to(v, a.shape)) for a, v in zip(coefficients, values, strict=True))
+def _over_ball(sides: Sides, ball: Ball, sound: bool) -> Sides:
+    """Exact range over a ball of the norm `p`: the dual norm of the coefficients is its half width (Hoelder)."""
+    dot, size = rounding.total if sound else jnp.vdot, math.prod(ball.shape)
+
+    def reach(a: jax.Array) -> jax.Array:
+        if ball.norm == 1:
+            return jnp.max(jnp.abs(a), initial=0)
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), initial=0))
+        unit = jnp.where(largest > 0, largest, 1)  # so that squares neither overflow nor vanish
+        square = dot(a / unit, a / unit)
+        return unit * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+    spread = Sides(*(ball.eps * reach(a) for a in sides))
+    ranges = Sides(dot(sides.lower, ball.point) - spread.lower, dot(sides.upper, ball.point) + spread.upper)
+    if not sound:
+        return ranges
+    error = rounding.gamma(rounding.steps(size), ball.dtype)
+    ranges = _widen_by(ranges, sides, jnp.abs(ball.point), size)
+    return Sides(ranges.lower - error * spread.lower, ranges.upper + error * spread.upper)
+
+
+def _widen_by(ranges: Sides, sides: Sides, sizes: jax.Array, size: int) -> Sides:
+    error = rounding.gamma(rounding.steps(size), sizes.dtype)
+    low, high = (error * rounding.total(jnp.abs(a), sizes) for a in sides)
+    return Sides(ranges.lower - low, ranges.upper + high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,15 +415,15 @@ class Bounded:
 
     Attributes:
       f: the function that is bounded.
-      analyse: the domain: what it makes of a tape on its way forwards.
-      backward: whether outputs are bounded by a backward pass, or by their boxes alone.
-      chunk: rows of a backward pass that are in memory at a time; None for all.
+      domain: how.
+      others: further ways of bounding it; their boxes and results are intersected with its own.
+      finish: how linear functions of an output are bounded at the end, `linear` unless a domain knows better.
     """
 
     f: Callable[..., Any]
-    analyse: Callable[[Tape], Analysis]
-    backward: bool = False
-    chunk: int | None = None
+    domain: Domain
+    others: tuple[Bounded, ...] = ()
+    finish: Callable[[Tape, Analysis, Ref, jax.Array, Domain], Interval] = linear
 
     def __call__(self, *args: Any) -> Any:
         """Bound `f(*args)`, where any leaf of `args` may be an `Interval` and every other leaf is exact.
@@ -234,9 +435,9 @@ class Bounded:
           BoundsError: where an interval is malformed.
           UnsupportedPrimitiveError: where an interval meets a primitive that has no rule for it.
         """
-        tape = record(self.f, args)
-        known = self.analyse(tape)
-        return jax.tree.unflatten(tape.out_tree, [self._box(tape, known, out) for out in tape.outputs])
+        tape = self._record(args)
+        analyses = self._analyses(tape)
+        return jax.tree.unflatten(tape.out_tree, [_box(tape, analyses, out) for out in tape.outputs])
 
     def rows(self, rows: jax.Array, *args: Any) -> Interval:
         """Bound the linear functions `sum(rows[i] * f(*args))`, folded into the affine maps that end `f`.
@@ -251,21 +452,64 @@ class Bounded:
         Raises:
           BoundsError: where `f` returns anything but one array, or `rows` don't fit it; and as a call does.
         """
-        tape = record(self.f, args)
+        tape = self._record(args)
         if len(tape.outputs) != 1:
             raise BoundsError(f"rows wants a function of one output array, got one of {len(tape.outputs)}.")
         (out,) = tape.outputs
-        if rows.shape[1:] != out.shape:
-            raise BoundsError(f"rows wants coefficients of shape [rows, {_list(out.shape)}], got {list(rows.shape)}.")
+        if jnp.shape(rows)[1:] != jnp.shape(out):
+            raise BoundsError(
+                f"rows wants coefficients of shape [rows, {_list(out.shape)}], got {list(jnp.shape(rows))}."
+            )
+        rows = jnp.asarray(rows, jnp.result_type(out))
         if not isinstance(out, Ref):
-            value = jnp.tensordot(rows, out, axes=out.ndim)
-            return Interval(value, value)
-        return linear(tape, self.analyse(tape), out, rows, self.chunk)
+            return _exact_rows(rows, out, self.domain.sound)
+        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in self._analyses(tape)]
+        return _best(bounds)
 
-    def _box(self, tape: Tape, known: Analysis, out: Operand) -> Interval:
-        if not isinstance(out, Ref):
-            return Interval(out, out)
-        return tightened(tape, known, out, self.chunk) if self.backward else known.boxes[out.index]
+    def _record(self, args: Sequence[Any]) -> Tape:
+        tape = record(self.f, args, functions.recognize)
+        return at_highest_precision(tape) if self.domain.sound else tape
+
+    def _analyses(self, tape: Tape) -> list[tuple[Bounded, Analysis]]:
+        """This way of bounding, alone or with the boxes of all ways, and the others each by itself."""
+        alone = [(way, analyse(tape, way.domain)) for way in (self, *self.others)]
+        if not self.others:
+            return alone
+        return [(self, analyse(tape, self.domain, [known for _, known in alone])), *alone]
+
+
+def _exact_rows(rows: jax.Array, out: jax.Array, sound: bool) -> Interval:
+    """Linear functions of an output that no interval reaches."""
+    value = jnp.tensordot(rows, out, axes=jnp.ndim(out), precision=jax.lax.Precision.HIGHEST)
+    if not sound:
+        return Interval(value, value)
+    sizes = jnp.tensordot(jnp.abs(rows), jnp.abs(out), axes=jnp.ndim(out), precision=jax.lax.Precision.HIGHEST)
+    return rounding.widen(Interval(value, value), rounding.gamma(jnp.size(out), rows.dtype) * sizes)
+
+
+def _box(tape: Tape, analyses: Sequence[tuple[Bounded, Analysis]], out: Operand) -> Interval:
+    if not isinstance(out, Ref):
+        return Interval(out, out)
+    return _best([_finished(tape, way, known, out) for way, known in analyses])
+
+
+def _finished(tape: Tape, way: Bounded, known: Analysis, out: Ref) -> Interval:
+    floating = jnp.issubdtype(out.dtype, jnp.floating)
+    if way.finish is not linear and floating and known.reach[out.index] is Reach.LOOSE:
+        size = math.prod(out.shape)
+        rows = jnp.eye(size, dtype=out.dtype).reshape(size, *out.shape)
+        bound = way.finish(tape, known, out, rows, way.domain)
+        return intersect(known.boxes[out.index], jax.tree.map(lambda x: x.reshape(out.shape), bound))
+    if way.domain.slopes or known.reach[out.index] is Reach.ROUND:
+        return tightened(tape, known, out, way.domain)
+    return known.boxes[out.index]
+
+
+def _best(bounds: Sequence[Interval]) -> Interval:
+    best, *rest = bounds
+    for bound in rest:
+        best = intersect(best, bound)
+    return best
 
 
 def _list(shape: tuple[int, ...]) -> str:

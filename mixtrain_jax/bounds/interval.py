@@ -46,6 +46,20 @@ class Interval:
         return self.lower.dtype
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ball(Interval):
+    """The inputs within `eps` of `point` in the l1 or the l2 norm that are also in the box `[lower, upper]`.
+
+    Backward passes use both sets, each exactly and not their intersection: the better of two sound bounds. One ball is
+    one example; make and bound batches under `jax.vmap`.
+    """
+
+    point: jax.Array
+    eps: jax.Array  # a scalar
+    norm: int = dataclasses.field(metadata={"static": True})  # 1 or 2
+
+
 def intersect(a: Interval, b: Interval) -> Interval:
     """Box of the values in both: sound whenever both `a` and `b` are."""
     return Interval(jnp.maximum(a.lower, b.lower), jnp.minimum(a.upper, b.upper))
@@ -68,25 +82,77 @@ def linf_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None =
       BoundsError: where `x` is not floating, `eps` is negative or not finite or of a wrong shape, `x` is not finite or
         lies outside the domain. Values are checked when they are concrete, that is outside `jit`.
     """
+    x, eps = _checked("linf_ball", x, eps, domain)
+    return _box(x, eps, domain)
+
+
+def l2_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None = None) -> Ball:
+    """All inputs within `eps` of `x` in the Euclidean norm, clipped to the domain.
+
+    Args:
+      x: one input of any shape, floating point; the norm is over all its entries. A batch is made and bounded under
+        `jax.vmap`.
+      eps: radius in the units of `x`, a scalar.
+      domain: as for `linf_ball`. A bound is the better of that over the ball and that over the clipped box around it.
+
+    Returns:
+      A `Ball` of `x`'s shape and dtype, which any method takes where it takes an `Interval`.
+
+    Raises:
+      BoundsError: as `linf_ball` does.
+    """
+    return _ball("l2_ball", x, eps, domain, 2)
+
+
+def l1_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None = None) -> Ball:
+    """All inputs within `eps` of `x` in the l1 norm, the sum of absolute differences; else as `l2_ball`."""
+    return _ball("l1_ball", x, eps, domain, 1)
+
+
+def _ball(name: str, x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None, norm: int) -> Ball:
+    x, eps = _checked(name, x, eps, domain)
+    if eps.ndim:
+        raise BoundsError(f"{name} wants a scalar eps for one input, got shape {eps.shape}; use jax.vmap for a batch.")
+    box = _box(x, eps, domain)
+    return Ball(box.lower, box.upper, x, eps, norm)
+
+
+def _box(x: jax.Array, eps: jax.Array, domain: tuple[float, float] | None) -> Interval:
+    low, high = domain or (-np.inf, np.inf)
+    return Interval(jnp.maximum(-_sum_above(-x, eps), low), jnp.minimum(_sum_above(x, eps), high))
+
+
+def _sum_above(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The sum, or the next number above it where it was rounded down: a ball must not lose an input."""
+    total = a + b
+    part = total - a
+    error = (a - (total - part)) + (b - part)  # exact (Knuth's TwoSum)
+    above = jax.lax.stop_gradient(jnp.nextafter(total, jnp.full_like(total, jnp.inf)) - total)
+    return total + jnp.where(jax.lax.stop_gradient(error) > 0, above, 0)
+
+
+def _checked(
+    name: str, x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None
+) -> tuple[jax.Array, jax.Array]:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise BoundsError(f"linf_ball wants floating inputs, got {x.dtype}; scale the images first, e.g. x / 255.")
+        raise BoundsError(f"{name} wants floating inputs, got {x.dtype}; scale the images first, e.g. x / 255.")
     values, radii = concrete(x), concrete(eps)
     eps = jnp.asarray(eps, x.dtype)
     if eps.ndim > x.ndim or any(a not in (1, b) for a, b in zip(eps.shape[::-1], x.shape[::-1], strict=False)):
-        raise BoundsError(f"linf_ball wants eps to broadcast to the shape {x.shape} of x, got shape {eps.shape}.")
+        raise BoundsError(f"{name} wants eps to broadcast to the shape {x.shape} of x, got shape {eps.shape}.")
     if radii is not None and not np.all((radii >= 0) & np.isfinite(radii)):
-        raise BoundsError(f"linf_ball wants a finite eps >= 0, got {_extremes(radii)}.")
+        raise BoundsError(f"{name} wants a finite eps >= 0, got {_extremes(radii)}.")
     if values is not None and not np.all(np.isfinite(values)):
-        raise BoundsError("linf_ball wants finite inputs, got NaN or infinity in x.")
+        raise BoundsError(f"{name} wants finite inputs, got NaN or infinity in x.")
     if domain is None:
-        return Interval(x - eps, x + eps)
+        return x, eps
     low, high = domain
     if not low < high:
-        raise BoundsError(f"linf_ball wants a domain (low, high) with low < high, got {domain}.")
+        raise BoundsError(f"{name} wants a domain (low, high) with low < high, got {domain}.")
     if values is not None and not np.all((values >= low) & (values <= high)):
-        raise BoundsError(f"linf_ball wants inputs inside the domain {domain}, got values in {_extremes(values)}.")
-    return Interval(jnp.maximum(x - eps, low), jnp.minimum(x + eps, high))
+        raise BoundsError(f"{name} wants inputs inside the domain {domain}, got values in {_extremes(values)}.")
+    return x, eps
 
 
 def check(ball: Interval) -> Interval:
@@ -102,7 +168,11 @@ def check(ball: Interval) -> Interval:
     ends = concrete(lower), concrete(upper)
     if ends[0] is not None and ends[1] is not None and not np.all(ends[0] <= ends[1]):
         raise BoundsError("An Interval wants lower <= upper everywhere; some entries are crossed or NaN.")
-    return Interval(lower, upper)
+    if isinstance(ball, Ball) and jnp.ndim(ball.eps):
+        raise BoundsError(
+            f"A Ball is one example, got radii of shape {list(jnp.shape(ball.eps))}; bound a batch with jax.vmap."
+        )
+    return ball if isinstance(ball, Ball) else Interval(lower, upper)
 
 
 def concrete(x: ArrayLike) -> np.ndarray | None:

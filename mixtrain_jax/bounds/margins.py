@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mixtrain_jax.bounds.backward import Bounded
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Interval, check, concrete
-
-Method = Callable[[Callable[..., Any]], Bounded]
+from mixtrain_jax.bounds.symbolic import Method
 
 
 def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval, ArrayLike], jax.Array]:

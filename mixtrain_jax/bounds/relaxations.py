@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Slopes = Literal["parallel", "adaptive"]
+Slopes = Literal["parallel", "adaptive"] | jax.Array
 
 
 class Lines(NamedTuple):
@@ -28,14 +28,16 @@ def relu(lower: jax.Array, upper: jax.Array, slopes: Slopes) -> Lines:
 
     Both kinds share the upper line, the chord with slope `u / (u - l)` over an unstable interval. `parallel` takes the
     same slope below (symbolic intervals of MixTrain, arXiv 1811.02625; Fast-Lin; DeepZ). `adaptive` takes slope 1 where
-    `u > -l` and 0 elsewhere (CROWN, arXiv 1811.00866, section 3.2), which has the smaller area.
+    `u > -l` and 0 elsewhere (CROWN, arXiv 1811.00866, section 3.2), which has the smaller area. An array of slopes
+    between 0 and 1 is taken as it is (alpha-CROWN, arXiv 2011.13824).
     """
     unstable = (lower < 0) & (upper > 0)
     active = (lower >= 0).astype(lower.dtype)
     # The inner `where` keeps the unused branch finite, so that gradients are too.
     chord = jnp.where(unstable, upper / jnp.where(unstable, upper - lower, 1), active)
     offset = jnp.where(unstable, -chord * lower, 0)
-    if slopes == "parallel":
+    if isinstance(slopes, str) and slopes == "parallel":
         return Lines(chord, None, chord, offset)
-    steep = jnp.where(unstable, (upper > -lower).astype(lower.dtype), active)
+    chosen = (upper > -lower).astype(lower.dtype) if isinstance(slopes, str) else slopes
+    steep = jnp.where(unstable, chosen, active)
     return Lines(steep, None, chord, offset)

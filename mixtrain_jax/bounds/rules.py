@@ -8,15 +8,16 @@ and above it. To teach the library a primitive, `register` it with the family th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive, primitives
 
-from mixtrain_jax.bounds import relaxations
-from mixtrain_jax.bounds.errors import UnsupportedPrimitiveError
+from mixtrain_jax.bounds import convolution, relaxations, rounding
+from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.tape import Op, Ref
@@ -37,6 +38,17 @@ class Relaxation(NamedTuple):
 
     lower: Affine
     upper: Affine
+    scale: Arrays | None = None  # sum of the sizes of their terms, one an output: what rounding errors are relative to
+
+
+def rounded_once(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Arrays:
+    """Rounding errors of an op whose outputs are each rounded once."""
+    return tuple(map(rounding.once, outputs))
+
+
+def never(op: Op) -> bool:
+    """Of a rule whose ops are never affine."""
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +63,25 @@ class Rule:
         alone, which is always sound.
       homogeneous: 0 maps to 0 whatever the exact operands are, so an affine op has no offset.
       entrywise: every output entry depends on one input entry, when there is one interval operand.
+      rounded: `(op, operands, intervals) -> errors`, how far an output of the op in floating point may be from its
+        exact value, beyond the sums that `terms` counts; None for ops that move and compare but never compute.
+      terms: `op -> (n, m)`: numbers of products that an output sums, and that the transpose of the op sums.
+      stable: `(op, operands) -> array`, where a relaxation is exact already, so that tighter boxes are of no use.
+      tunable: `relax` also takes an array of slopes in [0, 1], of the output's shape.
+      way: what the relaxation is, in the words of the coverage table.
     """
 
     family: str
     interval: Callable[[Op, Sequence[Value]], Sequence[Interval]]
-    affine: Callable[[Op], bool] = lambda op: False
+    affine: Callable[[Op], bool] = never
     relax: Callable[[Op, Sequence[Value], Slopes], Relaxation | None] | None = None
     homogeneous: bool = False
     entrywise: bool = False
+    rounded: Callable[[Op, Sequence[Value], Sequence[Interval]], Arrays] | None = rounded_once
+    terms: Callable[[Op], tuple[int, int]] = lambda op: (1, 1)
+    stable: Callable[[Op, Sequence[Value]], jax.Array] | None = None
+    tunable: bool = False
+    way: str = ""
 
 
 _REGISTRY: dict[Primitive, Rule] = {}
@@ -94,18 +117,22 @@ def is_affine(op: Op) -> bool:
     return find(op).affine(op) and all(map(_is_float, (*op.refs, *op.outputs)))
 
 
+_ACCUMULATING = (
+    primitives.dot_general_p,
+    primitives.conv_general_dilated_p,
+    primitives.reduce_sum_p,
+    primitives.reduce_window_sum_p,
+    primitives.cumsum_p,
+)
+
+
+def accumulates(op: Op) -> bool:
+    """Whether an op sums products, of which absolute values give it its scale."""
+    return op.primitive in _ACCUMULATING and find(op).terms(op)[0] > 1
+
+
 def _is_float(ref: Ref) -> bool:
     return jnp.issubdtype(ref.dtype, jnp.floating)
-
-
-def unsupported(
-    op: Op, why: str, way_out: str = "Keep that operand exact, or put a rule of your own in place with rules.register."
-) -> UnsupportedPrimitiveError:
-    """Name the primitive, the user's line and the way out."""
-    kinds = ", ".join("interval" if isinstance(x, Ref) else "exact" for x in op.operands)
-    return UnsupportedPrimitiveError(
-        f"Cannot bound the primitive '{op.primitive}' ({kinds}): {why}.\n  It comes from {op.source()}\n  {way_out}"
-    )
 
 
 def _module(primitive: Primitive) -> str:
@@ -118,6 +145,9 @@ def _module(primitive: Primitive) -> str:
 
 def derive(op: Op) -> Relaxation:
     """An affine op as its own relaxation: the transpose is the vector-Jacobian product at 0."""
+    if (transpose := convolution.transposed(op)) is not None:
+        itself = Affine(transpose, None)
+        return Relaxation(itself, itself)
     values, vjp = jax.vjp(op.of_refs, *(ref.zeros() for ref in op.refs))
     homogeneous = find(op).homogeneous or len(op.refs) == len(op.operands)
     affine = Affine(vjp, None if homogeneous else values)
@@ -183,9 +213,8 @@ def _mul(op: Op, operands: Sequence[Value]) -> list[Interval]:
 
 
 def _div(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    """Only exact divisors get here: other quotients are lowered to products."""
     x, y = operands
-    if isinstance(y, Interval):
-        raise unsupported(op, "the divisor is an interval, and only exact divisors are handled")
     a, b = (op.bind(end, y)[0] for end in _ends(x))
     return [Interval(jnp.minimum(a, b), jnp.maximum(a, b))]
 
@@ -205,18 +234,79 @@ def _ends(x: Value) -> Arrays:
 
 
 def _select(op: Op, operands: Sequence[Value]) -> list[Interval]:
-    if isinstance(operands[0], Interval):
-        raise unsupported(op, "the predicate depends on an interval, and only exact predicates are handled")
-    return endpoints(op, operands)
+    """Of an interval predicate, every case that it allows."""
+    which, *cases = operands
+    if not isinstance(which, Interval):
+        return endpoints(op, operands)
+    lower, upper = (x.astype(jnp.int32) for x in (which.lower, which.upper))
+    shape = op.outputs[0].shape
+    out = None
+    for i, case in enumerate(cases):
+        allowed = (lower <= i) & (i <= upper)
+        ends = [
+            jnp.where(allowed, jnp.broadcast_to(end, shape), void)
+            for end, void in zip((lower_end(case), upper_end(case)), _void(op.outputs[0].dtype), strict=True)
+        ]
+        out = ends if out is None else [jnp.minimum(out[0], ends[0]), jnp.maximum(out[1], ends[1])]
+    assert out is not None
+    return _pair((out[0],), (out[1],))
+
+
+def _relax_select(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation | None:
+    """Where the predicate is certain it chooses a case; elsewhere the output is in its box."""
+    which, *cases = operands
+    if not all(map(_is_float, op.refs[1:])) or not isinstance(which, Interval):
+        return None
+    (box,) = _select(op, operands)
+    chosen = which.lower.astype(jnp.int32)
+    certain = chosen == which.upper.astype(jnp.int32)
+    exact = [
+        jnp.where(certain & (chosen == i), lower_end(case), 0)
+        for i, case in enumerate(cases)
+        if not isinstance(case, Interval)
+    ]
+    constant = sum(exact, jnp.zeros(op.outputs[0].shape, op.outputs[0].dtype))
+    masks = [certain & (chosen == i) for i, case in enumerate(cases) if isinstance(case, Interval)]
+
+    def transpose(coefficients: Arrays) -> tuple[Any, ...]:
+        (a,) = coefficients
+        return None, *(jnp.where(mask, a, 0) for mask in masks)
+
+    below, above = (jnp.where(certain, constant, end) for end in (box.lower, box.upper))
+    scale = rounding.magnitude(box)
+    return Relaxation(Affine(transpose, (below,)), Affine(transpose, (above,)), (scale,))
+
+
+def _void(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Ends of the box of no value at all."""
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return jnp.array(True), jnp.array(False)
+    info = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype)
+    high, low = (jnp.inf, -jnp.inf) if jnp.issubdtype(dtype, jnp.floating) else (info.max, info.min)
+    return jnp.array(high, dtype), jnp.array(low, dtype)
+
+
+def _affine_select(op: Op) -> bool:
+    return not isinstance(op.operands[0], Ref)
 
 
 def _convert(op: Op, operands: Sequence[Value]) -> list[Interval]:
     """Rounding and truncation never decrease; comparing with 0 and wrapping around do."""
     (source,), (target,) = op.refs, op.outputs
     truncates = _is_float(source) and jnp.issubdtype(target.dtype, jnp.signedinteger) and target.dtype.itemsize >= 4
-    if not (_is_float(target) or truncates):
+    if not (_is_float(target) or truncates or _widens(source.dtype, target.dtype)):
         raise unsupported(op, f"the conversion from {source.dtype} to {target.dtype} is not monotone")
     return endpoints(op, operands)
+
+
+def _widens(source: Any, target: Any) -> bool:
+    """Whether integers or booleans keep their values."""
+    if jnp.issubdtype(source, jnp.bool_) or jnp.issubdtype(target, jnp.bool_):
+        return not jnp.issubdtype(target, jnp.bool_)
+    if not (jnp.issubdtype(source, jnp.integer) and jnp.issubdtype(target, jnp.integer)):
+        return False
+    narrow, wide = jnp.iinfo(source), jnp.iinfo(target)
+    return wide.min <= narrow.min and narrow.max <= wide.max
 
 
 def _gather(op: Op, operands: Sequence[Value]) -> list[Interval]:
@@ -225,14 +315,71 @@ def _gather(op: Op, operands: Sequence[Value]) -> list[Interval]:
     return endpoints(op, operands)
 
 
-def _relax_max(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation | None:
-    """`max(x, t)` is `relu(x - t) + t` for an exact threshold `t`; of two intervals it is bounded by its interval."""
-    if len(op.refs) != 1:
-        return None
+def _relax_max(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
+    """`max(x, t)` is `relu(x - t) + t`, for an exact threshold `t` and, with more freedom than there is, any other."""
     first, second = operands
+    if isinstance(first, Interval) and isinstance(second, Interval):
+        return _relax_max_of_two(first, second, slopes)
     x, threshold = (first, second) if isinstance(first, Interval) else (second, first)
     x, threshold = _interval(x), _array(threshold)
-    return _entrywise_relaxation(relaxations.relu(x.lower - threshold, x.upper - threshold, slopes), threshold)
+    lines = relaxations.relu(x.lower - threshold, x.upper - threshold, slopes)
+    return entrywise_relaxation(lines, x, threshold)
+
+
+def _relax_max_of_two(x: Interval, y: Interval, slopes: Slopes) -> Relaxation:
+    lines = relaxations.relu(x.lower - y.upper, x.upper - y.lower, slopes)
+
+    def mixed(slope: jax.Array) -> Callable[[Arrays], Arrays]:
+        return lambda coefficients: (coefficients[0] * slope, coefficients[0] * (1 - slope))
+
+    below = mixed(lines.lower_slope)
+    above = below if lines.upper_slope is lines.lower_slope else mixed(lines.upper_slope)
+    offsets = [None if offset is None else (offset,) for offset in (lines.lower_offset, lines.upper_offset)]
+    scale = rounding.magnitude(x) + rounding.magnitude(y)
+    return Relaxation(Affine(below, offsets[0]), Affine(above, offsets[1]), (2 * scale,))
+
+
+def _relax_min(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
+    """`min(x, y)` is `-max(-x, -y)`."""
+    below, above, scale = _relax_max(op, [_negated(x) for x in operands], slopes)
+    lower, upper = (
+        Affine(side.transpose, None if side.offsets is None else tuple(-b for b in side.offsets))
+        for side in (above, below)
+    )
+    return Relaxation(lower, upper, scale)
+
+
+def _negated(x: Value) -> Value:
+    return Interval(-x.upper, -x.lower) if isinstance(x, Interval) else -x
+
+
+def _stable_max(op: Op, operands: Sequence[Value]) -> jax.Array:
+    x, y = operands
+    return (lower_end(x) >= upper_end(y)) | (upper_end(x) <= lower_end(y))
+
+
+def _relax_bilinear(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
+    """A product of two intervals is its linear part at the centers, give or take the product of the radii.
+
+    That is the mean of McCormick's two planes (Math. Programming 10, 1976) on either side; both share their slopes.
+    """
+    x, y = (_interval(operand) for operand in operands)
+    _, vjp = jax.vjp(lambda a, b: op.bind(a, b), x.center, y.center)
+    (constant,), (spread,) = op.bind(x.center, y.center), op.bind(x.radius, y.radius)
+    (scale,) = op.bind(rounding.magnitude(x), rounding.magnitude(y))
+    return Relaxation(Affine(vjp, (-constant - spread,)), Affine(vjp, (-constant + spread,)), (4 * scale,))
+
+
+def _update(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    if any(isinstance(x, Interval) for x in operands[2:]):
+        raise unsupported(op, "an index depends on an interval, and only exact indices are handled")
+    return endpoints(op, operands)
+
+
+def _scatter(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    if isinstance(operands[1], Interval):
+        raise unsupported(op, "an index depends on an interval, and only exact indices are handled")
+    return endpoints(op, operands)
 
 
 def _relax_identity(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
@@ -241,10 +388,10 @@ def _relax_identity(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxa
     return Relaxation(itself, itself)
 
 
-def _entrywise_relaxation(lines: relaxations.Lines, shift: jax.Array) -> Relaxation:
-    """Lines for `g(x - shift) + shift` from lines for `g`."""
-    value = concrete(shift)
-    centered = value is not None and not value.any()  # a literal 0, as in relu
+def entrywise_relaxation(lines: relaxations.Lines, x: Interval, shift: jax.Array | None = None) -> Relaxation:
+    """Lines for `g(x - shift) + shift` from lines for `g`, over the box of `x`."""
+    value = None if shift is None else concrete(shift)
+    centered = shift is None or (value is not None and not value.any())  # a literal 0, as in relu
 
     def side(slope: jax.Array, offset: jax.Array | None, transpose: Callable[[Arrays], Arrays]) -> Affine:
         if centered:
@@ -256,9 +403,55 @@ def _entrywise_relaxation(lines: relaxations.Lines, shift: jax.Array) -> Relaxat
 
     below = scale(lines.lower_slope)
     above = below if lines.upper_slope is lines.lower_slope else scale(lines.upper_slope)
+    terms = jnp.maximum(jnp.abs(lines.lower_slope), jnp.abs(lines.upper_slope)) * rounding.magnitude(x)
+    for offset in (lines.lower_offset, lines.upper_offset):
+        terms = terms + (0 if offset is None else jnp.abs(offset))
+    terms = terms + (0 if centered else 2 * jnp.abs(_array(shift)))
     return Relaxation(
-        side(lines.lower_slope, lines.lower_offset, below), side(lines.upper_slope, lines.upper_offset, above)
+        side(lines.lower_slope, lines.lower_offset, below), side(lines.upper_slope, lines.upper_offset, above), (terms,)
     )
+
+
+def _copies(op: Op) -> tuple[int, int]:
+    """Of an op that copies entries: nothing is summed, but the transpose sums the copies."""
+    return 1, max(1, math.prod(op.outputs[0].shape) // max(1, min(math.prod(ref.shape) for ref in op.refs)))
+
+
+def _any_copies(op: Op) -> tuple[int, int]:
+    return 1, math.prod(op.outputs[0].shape)
+
+
+def _sums(op: Op) -> tuple[int, int]:
+    (ref,) = op.refs
+    if "window_dimensions" in op.params:
+        n = math.prod(op.params["window_dimensions"])
+        return n, n
+    if "axis" in op.params:
+        n = ref.shape[op.params["axis"]]
+        return n, n
+    return math.prod(ref.shape[axis] for axis in op.params["axes"]), 1
+
+
+def _products(op: Op) -> tuple[int, int]:
+    """The terms of a matrix product or of a convolution, and those of its transpose in either operand."""
+    x, y = (operand.shape for operand in op.operands)
+    (out,) = op.outputs
+    if op.primitive is primitives.conv_general_dilated_p:
+        features = op.params["dimension_numbers"].rhs_spec[0]
+        groups = op.params["feature_group_count"] * op.params["batch_group_count"]
+        forward = math.prod(y) // y[features]
+        kernel = math.prod(y) // groups
+        of_kernel = math.prod(out.shape) if isinstance(op.operands[1], Ref) else 1
+        return forward, max(kernel, of_kernel)
+    (contracted, _), (batched, _) = op.params["dimension_numbers"]
+    forward = math.prod(x[i] for i in contracted)
+    shared = max(1, forward * math.prod(x[i] for i in batched))
+    others = [
+        math.prod(shape) // shared
+        for shape, operand in ((y, op.operands[0]), (x, op.operands[1]))
+        if isinstance(operand, Ref)
+    ]
+    return forward, max(1, *others)
 
 
 def _always(op: Op) -> bool:
@@ -269,9 +462,75 @@ def _one_ref(op: Op) -> bool:
     return len(op.refs) == 1
 
 
+def _compare(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    """A comparison is certain where the boxes say so, and else both."""
+    x, y = operands
+    if op.primitive in (primitives.lt_p, primitives.le_p):
+        return _pair(op.bind(upper_end(x), lower_end(y)), op.bind(lower_end(x), upper_end(y)))
+    if op.primitive in (primitives.gt_p, primitives.ge_p):
+        return _pair(op.bind(lower_end(x), upper_end(y)), op.bind(upper_end(x), lower_end(y)))
+    apart = (lower_end(x) > upper_end(y)) | (upper_end(x) < lower_end(y))
+    points = (lower_end(x) == upper_end(x)) & (lower_end(y) == upper_end(y)) & (lower_end(x) == lower_end(y))
+    same = op.primitive is primitives.eq_p
+    return [Interval(points, ~apart) if same else Interval(apart, ~points)]
+
+
+def _not(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    _boolean(op)
+    return _neg(op, operands)
+
+
+def _boolean_endpoints(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    _boolean(op)
+    return endpoints(op, operands)
+
+
+def _xor(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    _boolean(op)
+    cases = [
+        op.bind(a, b)[0]
+        for a in (lower_end(operands[0]), upper_end(operands[0]))
+        for b in (lower_end(operands[1]), upper_end(operands[1]))
+    ]
+    lower = upper = cases[0]
+    for case in cases[1:]:
+        lower, upper = lower & case, upper | case
+    return [Interval(lower, upper)]
+
+
+def _boolean(op: Op) -> None:
+    if any(ref.dtype != bool for ref in op.refs):
+        raise unsupported(op, "bitwise operations are known for intervals of booleans only")
+
+
+def _is_finite(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    (x,) = (_interval(operand) for operand in operands)
+    ends = op.bind(x.lower)[0] & op.bind(x.upper)[0]
+    return [Interval(ends, jnp.ones_like(ends))]
+
+
+def _rem(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    """Between two multiples of the divisor the remainder rises with `x`; else it is anything of the sign of `x`."""
+    x, y = operands
+    if not isinstance(x, Interval) or isinstance(y, Interval):
+        raise unsupported(op, "the divisor is an interval, and only exact divisors are handled")
+    low, high = op.bind(x.lower, y)[0], op.bind(x.upper, y)[0]
+    size = jnp.abs(y)
+    same = (jnp.trunc(x.lower / y) == jnp.trunc(x.upper / y)) & (x.upper - x.lower < size) & (low <= high)
+    lower = jnp.where(same, low, jnp.where(x.lower >= 0, 0, -size))
+    upper = jnp.where(same, high, jnp.where(x.upper <= 0, 0, size))
+    return [Interval(jnp.maximum(lower, jnp.minimum(x.lower, 0)), jnp.minimum(upper, jnp.maximum(x.upper, 0)))]
+
+
+def _sort(op: Op, operands: Sequence[Value]) -> list[Interval]:
+    if len(operands) != 1:
+        raise unsupported(op, "it sorts by an interval what belongs to it, and which is where is not known")
+    return endpoints(op, operands)
+
+
 # Entries moved about, one to one.
 register(
-    Rule("structural", endpoints, _always, entrywise=True),
+    Rule("structural", endpoints, _always, entrywise=True, rounded=None),
     primitives.reshape_p,
     primitives.transpose_p,
     primitives.squeeze_p,
@@ -280,31 +539,103 @@ register(
     primitives.pad_p,
     primitives.copy_p,
 )
-# Entries copied, joined, split or summed with weights >= 0.
+# Entries copied, joined or split.
+_COPIES = Rule("structural", endpoints, _always, rounded=None, terms=_copies)
+register(_COPIES, primitives.broadcast_in_dim_p, primitives.concatenate_p)
+for _name in ("split_p", "stack_p", "unstack_p", "tile_p"):  # only some versions of jax have them
+    if hasattr(jax.lax, _name):
+        register(_COPIES, getattr(jax.lax, _name))
 register(
-    Rule("structural", endpoints, _always),
-    primitives.broadcast_in_dim_p,
-    primitives.concatenate_p,
+    Rule("sum", endpoints, _always, terms=_sums),
     primitives.reduce_sum_p,
     primitives.reduce_window_sum_p,
     primitives.cumsum_p,
 )
-# The same, from where only some versions of jax have them.
-for _name in ("split_p", "stack_p", "unstack_p", "tile_p"):
-    if hasattr(jax.lax, _name):
-        register(Rule("structural", endpoints, _always), getattr(jax.lax, _name))
 register(Rule("structural", _convert, _always, entrywise=True), primitives.convert_element_type_p)
-register(Rule("structural", _select, _always), primitives.select_n_p)
-register(Rule("structural", _gather, _always), primitives.gather_p)  # out of bounds it may fill with a constant
-register(Rule("structural", _gather, _always, homogeneous=True), primitives.dynamic_slice_p)
-register(Rule("structural", endpoints, relax=_relax_identity, entrywise=True), primitives.stop_gradient_p)
+register(
+    Rule(
+        "structural", _select, _affine_select, _relax_select, rounded=None, way="the case that is certain, or the box"
+    ),
+    primitives.select_n_p,
+)
+# Out of bounds a gather may fill with a constant.
+register(Rule("structural", _gather, _always, rounded=None, terms=_any_copies), primitives.gather_p)
+register(Rule("structural", _gather, _always, homogeneous=True, rounded=None), primitives.dynamic_slice_p)
+register(Rule("structural", _update, _always, rounded=None), primitives.dynamic_update_slice_p)
+register(Rule("structural", _scatter, _always, rounded=None), primitives.scatter_p)
+register(Rule("sum", _scatter, _always, terms=_any_copies), primitives.scatter_add_p)
+register(Rule("structural", endpoints, relax=_relax_identity, entrywise=True, rounded=None), primitives.stop_gradient_p)
 register(Rule("sum", endpoints, _always, entrywise=True), primitives.add_p, primitives.add_jaxvals_p)
 register(Rule("sum", _sub, _always, entrywise=True), primitives.sub_p)
-register(Rule("sum", _neg, _always, entrywise=True), primitives.neg_p)
-register(Rule("product", _mul, _one_ref, homogeneous=True, entrywise=True), primitives.mul_p)
+register(Rule("sum", _neg, _always, entrywise=True, rounded=None), primitives.neg_p)
+_BILINEAR = "McCormick planes at the centers"
+register(
+    Rule("product", _mul, _one_ref, _relax_bilinear, homogeneous=True, entrywise=True, way=_BILINEAR), primitives.mul_p
+)
 register(Rule("product", _div, _one_ref, homogeneous=True, entrywise=True), primitives.div_p)
 register(
-    Rule("product", _bilinear, _one_ref, homogeneous=True), primitives.dot_general_p, primitives.conv_general_dilated_p
+    Rule("product", _bilinear, _one_ref, _relax_bilinear, homogeneous=True, terms=_products, way=_BILINEAR),
+    primitives.dot_general_p,
+    primitives.conv_general_dilated_p,
 )
-register(Rule("monotone", endpoints, relax=_relax_max, entrywise=True), primitives.max_p)
-register(Rule("monotone", endpoints, entrywise=True), primitives.min_p)
+_CHORD = "chord, and the adaptive or parallel line"
+register(
+    Rule(
+        "maximum",
+        endpoints,
+        relax=_relax_max,
+        entrywise=True,
+        rounded=None,
+        stable=_stable_max,
+        tunable=True,
+        way=_CHORD,
+    ),
+    primitives.max_p,
+)
+register(
+    Rule(
+        "maximum",
+        endpoints,
+        relax=_relax_min,
+        entrywise=True,
+        rounded=None,
+        stable=_stable_max,
+        tunable=True,
+        way=_CHORD,
+    ),
+    primitives.min_p,
+)
+register(
+    Rule("monotone", endpoints, rounded=None),
+    primitives.cummax_p,
+    primitives.cummin_p,
+)
+register(
+    Rule("step", endpoints, entrywise=True, rounded=None),
+    primitives.floor_p,
+    primitives.ceil_p,
+    primitives.round_p,
+    primitives.sign_p,
+)
+register(Rule("step", _rem, entrywise=True), primitives.rem_p)
+register(Rule("monotone", endpoints, entrywise=True), primitives.reduce_precision_p)
+register(Rule("monotone", _sort, rounded=None), primitives.sort_p)
+register(
+    Rule("comparison", _compare, entrywise=True, rounded=None),
+    primitives.lt_p,
+    primitives.le_p,
+    primitives.gt_p,
+    primitives.ge_p,
+    primitives.eq_p,
+    primitives.ne_p,
+)
+register(Rule("comparison", _is_finite, entrywise=True, rounded=None), primitives.is_finite_p)
+register(
+    Rule("logic", _boolean_endpoints, rounded=None),
+    primitives.and_p,
+    primitives.or_p,
+    primitives.reduce_and_p,
+    primitives.reduce_or_p,
+)
+register(Rule("logic", _not, rounded=None), primitives.not_p)
+register(Rule("logic", _xor, rounded=None), primitives.xor_p)

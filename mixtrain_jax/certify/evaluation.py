@@ -23,17 +23,18 @@ from mixtrain_jax.errors import SoundnessError
 LogitsFn = Callable[[jax.Array], jax.Array]
 Poll = Callable[[str, int, int], None]  # (what is done, images done, images in all); may raise to stop
 
-_METHODS: dict[str, Method] = {
+_METHODS: dict[str, Callable[..., bounds.Bounded]] = {
     "ibp": bounds.ibp,
     "crown_ibp": bounds.crown_ibp,
     "symbolic": bounds.symbolic,
     "crown": bounds.crown,
+    "alpha_crown": bounds.alpha_crown,
 }
 
 
 def methods(names: Sequence[str]) -> dict[str, Method]:
-    """The bound methods of these names, in this order."""
-    return {name: _METHODS[name] for name in names}
+    """The bound methods of these names, in this order; they hold in floating point too."""
+    return {name: functools.partial(_METHODS[name], sound=True) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

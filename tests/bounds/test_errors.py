@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,34 +67,40 @@ def test_a_malformed_interval_is_refused(method: mt.bounds.Method, ball: mt.Inte
 @pytest.mark.parametrize("method", [mt.ibp, mt.crown])
 def test_a_primitive_without_rule_is_named_with_its_line_and_a_way_out(method: mt.bounds.Method) -> None:
     def user_function(x: jax.Array) -> jax.Array:
-        return jnp.sin(x) + 1
+        return jax.lax.erf_inv(x) + 1
 
     with pytest.raises(mt.UnsupportedPrimitiveError) as caught:
         method(user_function)(BALL)
     line = user_function.__code__.co_firstlineno + 1
     message = str(caught.value).splitlines()
-    assert message[0] == "Cannot bound the primitive 'sin' (interval): there is no rule for it."
+    assert message[0] == "Cannot bound the primitive 'erf_inv' (interval): there is no rule for it."
     assert f"test_errors.py:{line}" in message[1]
     assert "user_function" in message[1]
-    assert message[-1].strip() == 'rules.register(rules.Rule("monotone", rules.endpoints), sin_p)'
-    assert message[-3].strip() == "from jax.extend.core.primitives import sin_p"
+    assert message[-1].strip() == 'rules.register(rules.Rule("monotone", rules.endpoints), erf_inv_p)'
+    assert message[-3].strip() == "from jax.extend.core.primitives import erf_inv_p"
 
 
 def test_the_advice_of_the_error_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "_REGISTRY", rules.registered())
-    with pytest.raises(mt.UnsupportedPrimitiveError, match="import tanh_p"):
-        mt.ibp(jnp.tanh)(BALL)
-    rules.register(rules.Rule("monotone", rules.endpoints), primitives.tanh_p)
+    with pytest.raises(mt.UnsupportedPrimitiveError, match="import erf_inv_p"):
+        mt.ibp(jax.lax.erf_inv)(BALL)
+    rules.register(rules.Rule("monotone", rules.endpoints), primitives.erf_inv_p)
     for method in (mt.ibp, mt.crown):
-        out = method(lambda x: jnp.tanh(x) * 2)(BALL)
-        np.testing.assert_allclose(out.upper, 2 * np.tanh(1), rtol=1e-6)
+        out = method(lambda x: jax.lax.erf_inv(x / 2) * 2)(BALL)
+        np.testing.assert_allclose(out.upper, 0.9538725, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("f", "message"),
     [
-        (lambda x: 1 / (1 + x), r"'div' \(exact, interval\): the divisor is an interval"),
-        (lambda x: jnp.arange(9.0)[x.astype(jnp.int32)], "'select_n'.*the predicate depends on an interval"),
+        (
+            lambda x: jax.lax.while_loop(lambda c: c.sum() < 4, lambda c: c + 1, x),
+            r"'while' \(interval\): whether it goes on depends on an interval.*a Python integer",
+        ),
+        (lambda x: jax.lax.sort((x, x), num_keys=1)[1], "'sort'.*which is where is not known"),
+        (lambda x: jax.lax.rem(2.0 * jnp.ones(3), x), "'rem' .*the divisor is an interval"),
+        (lambda x: ~x.astype(jnp.int32), "'not'.*for intervals of booleans only"),
+        (lambda x: jnp.arange(9.0)[x.astype(jnp.int32)], "'gather'.*an index depends on an interval"),
         (
             lambda x: primitives.dynamic_slice_p.bind(x, x[0].astype(jnp.int32), slice_sizes=(1,)),
             "'dynamic_slice'.*an index depends on an interval",
@@ -101,16 +110,36 @@ def test_the_advice_of_the_error_works(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda x: x.astype(jnp.int32) @ jnp.eye(3, dtype=jnp.int32), "'dot_general'.*an interval of integers"),
     ],
 )
-def test_an_interval_where_a_value_must_be_exact_is_named(
-    f: object, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Index arithmetic compares; comparisons have no rule yet and are not what is asked here.
-    monkeypatch.setattr(rules, "_REGISTRY", rules.registered())
-    rules.register(rules.Rule("monotone", rules.endpoints), primitives.lt_p, primitives.ne_p)
-    with pytest.raises(mt.UnsupportedPrimitiveError, match=message) as caught:
+def test_an_interval_where_a_value_must_be_exact_is_named(f: Callable[..., Any], message: str) -> None:
+    with pytest.raises(mt.UnsupportedPrimitiveError, match=f"(?s){message}") as caught:
         mt.ibp(f)(BALL)
-    assert "Keep that operand exact" in str(caught.value)
+    assert "test_errors.py" in str(caught.value)
     assert "endpoints" not in str(caught.value)  # advice for monotone primitives, which would be unsound here
+
+
+def test_a_loop_with_a_traced_condition_says_so() -> None:
+    def steps(x: jax.Array, n: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, n, lambda i, y: 2 * y, x)
+
+    assert mt.ibp(steps)(BALL, 3).upper.tolist() == [8.0] * 3
+    with pytest.raises(mt.UnsupportedPrimitiveError, match="its condition is traced"):
+        jax.jit(mt.ibp(steps))(BALL, 3)
+
+
+@pytest.mark.parametrize("option", [{"chunk": 0}, {"chunk": 2.0}, {"budget": -1}])
+def test_options_that_are_no_positive_integer_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(mt.BoundsError, match=f"{next(iter(option))} to be a positive integer or None, got"):
+        mt.crown(lambda x: x, **option)
+    with pytest.raises(mt.BoundsError, match="steps to be a positive integer, got 0"):
+        mt.alpha_crown(lambda x: x, steps=0)
+
+
+def test_a_ball_is_one_example() -> None:
+    with pytest.raises(mt.BoundsError, match=r"a scalar eps for one input, got shape \(2, 1\); use jax.vmap"):
+        mt.l2_ball(X, np.ones((2, 1), np.float32))
+    batch = jax.vmap(lambda x: mt.l1_ball(x, 0.1))(X)
+    with pytest.raises(mt.BoundsError, match=r"one example, got radii of shape \[2\]; .* with jax.vmap"):
+        mt.ibp(lambda x: x)(batch)
 
 
 LABELS = np.array([0, 1])

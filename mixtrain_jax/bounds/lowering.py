@@ -1,0 +1,118 @@
+"""Operations that are better said with others: each becomes a function of the same operands, traced in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive, primitives
+
+from mixtrain_jax.bounds.interval import concrete
+
+Function = Callable[..., jax.Array]
+
+
+def find(primitive: Primitive, params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+    """A better way to say an operation, or None.
+
+    Args:
+      primitive: of the operation.
+      params: of the operation.
+      operands: as on the tape.
+      refs: the operands that depend on an interval, None in the place of each exact one.
+    """
+    lower = _LOWERINGS.get(primitive)
+    return lower(params, operands, refs) if lower else None
+
+
+def _mul(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+    """A number times itself is no product of independent numbers."""
+    x, y = refs
+    return (lambda x, _: lax.square(x)) if x is not None and x is y else None
+
+
+def _div(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+    return (lambda x, y: x * lax.integer_pow(y, -1)) if refs[1] is not None else None
+
+
+def _pow(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+    exponent = None if refs[1] is not None else concrete(operands[1])
+    if exponent is None or exponent.ndim:
+        return lambda x, y: jnp.exp(jnp.asarray(y, jnp.result_type(x)) * jnp.log(x))
+    n = float(exponent)
+    return (lambda x, _: lax.integer_pow(x, int(n))) if n.is_integer() and abs(n) < 2**31 else None
+
+
+def _neutral(value: float) -> Callable[..., Function | None]:
+    """A maximum with -inf, a minimum with inf: what `jnp` writes where it was given no limit."""
+
+    def lower(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+        for i, j in ((0, 1), (1, 0)):
+            exact = None if refs[i] is not None else concrete(operands[i])
+            if exact is not None and np.all(exact == value):
+                return lambda *x: jnp.broadcast_to(x[j], jnp.broadcast_shapes(*map(jnp.shape, x)))
+        return None
+
+    return lower
+
+
+def _with_itself(value: bool) -> Callable[..., Function | None]:
+    """Comparing a number with itself asks whether it is NaN; nothing in an interval is."""
+
+    def lower(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+        return (lambda x, _: jnp.full(x.shape, value)) if refs[0] is refs[1] else None
+
+    return lower
+
+
+def _prod(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function:
+    """A tree of products of two halves."""
+
+    def product(x: jax.Array) -> jax.Array:
+        axes = params["axes"]
+        x = jnp.moveaxis(x, axes, range(len(axes)))
+        x = x.reshape(-1, *x.shape[len(axes) :])
+        while len(x) > 1:
+            half = len(x) // 2
+            x = jnp.concatenate([x[:half] * x[half : 2 * half], x[2 * half :]])
+        return x[0] if len(x) else jnp.ones(x.shape[1:], x.dtype)
+
+    return product
+
+
+def _cumprod(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function:
+    def products(x: jax.Array) -> jax.Array:
+        axis, rows = params["axis"], []
+        for i in range(x.shape[axis])[:: -1 if params["reverse"] else 1]:
+            row = lax.index_in_dim(x, i, axis, keepdims=False)
+            rows.append(rows[-1] * row if rows else row)
+        return jnp.stack(rows[:: -1 if params["reverse"] else 1], axis)
+
+    return products
+
+
+def _tan(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function:
+    return lambda x: jnp.sin(x) / jnp.cos(x)
+
+
+_LOWERINGS: dict[Primitive, Callable[..., Function | None]] = {
+    primitives.mul_p: _mul,
+    primitives.div_p: _div,
+    primitives.pow_p: _pow,
+    primitives.max_p: _neutral(-np.inf),
+    primitives.min_p: _neutral(np.inf),
+    primitives.ne_p: _with_itself(False),
+    primitives.eq_p: _with_itself(True),
+    primitives.reduce_prod_p: _prod,
+    primitives.cumprod_p: _cumprod,
+    primitives.tan_p: _tan,
+}
+
+
+def lowered() -> list[Primitive]:
+    """The primitives for which there may be a better way to say it."""
+    return list(_LOWERINGS)

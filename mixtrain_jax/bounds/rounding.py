@@ -1,0 +1,77 @@
+"""Float soundness: how far floating point can be from real arithmetic.
+
+The model is the standard one (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 2.2): one
+operation is off by at most `u` of its result or, near 0, by the smallest normal number; a sum of `n` products, in any
+order, by at most `gamma(n)` of the sum of their absolute values (ibid., section 3.1). Every bound below is several
+times that, because the bound itself is computed in the same arithmetic. `docs/float-soundness.md` has the proofs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mixtrain_jax.bounds.interval import Interval
+
+# Elementary functions (exp, tanh, ...) are assumed to be computed to this many units of roundoff, 4 in the last place.
+ELEMENTARY = 8
+
+
+def unit(dtype: Any) -> float:
+    """Unit roundoff `u` of a float dtype."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def gamma(n: int, dtype: Any) -> float:
+    """Twice Higham's `n u / (1 - n u)`, for our sum and theirs, and some more; inf where nothing is known.
+
+    Sums of numbers narrower than float32 are assumed to be kept in float32 and rounded at the end.
+    """
+    nu = n * min(unit(dtype), unit(jnp.float32)) + 4 * unit(dtype)
+    return 2.1 * nu / (1 - nu) if nu < 0.5 else float("inf")
+
+
+def coarsest(*dtypes: Any) -> Any:
+    """The dtype with the largest roundoff."""
+    return max((dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)), key=unit, default=jnp.float32)
+
+
+def magnitude(x: Interval | jax.Array) -> jax.Array:
+    """Largest absolute value, entry by entry."""
+    return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) if isinstance(x, Interval) else jnp.abs(x)
+
+
+def once(out: Interval, units: float = 2) -> jax.Array:
+    """Error of a result that is rounded `units` times."""
+    return (2 * units) * unit(out.dtype) * magnitude(out) + 8 * float(jnp.finfo(out.dtype).tiny)
+
+
+def widen(box: Interval, error: jax.Array) -> Interval:
+    """The box and what is within `error` of it."""
+    return Interval(box.lower - error, box.upper + error)
+
+
+def inflate(box: Interval, n: int) -> Interval:
+    """A box so much wider that a linear map of it holds what sums of `n` products make of the box in any order.
+
+    With `x` in the box and `W` the map, the sum is within `gamma(n) |W| |x|` of `W x`: that of another point whose
+    distance from `x` is `gamma(n) |x|` entry by entry. This spares the map of absolute values the error would need.
+    """
+    return widen(box, gamma(n, box.dtype) * magnitude(box) + 8 * float(jnp.finfo(box.dtype).tiny))
+
+
+def total(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The inner product, in two stages so that its error grows with the root of the size: see `steps`."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    rows = max(1, round(a.size**0.5))
+    padding = -a.size % rows
+    a, b = (jnp.pad(x, (0, padding)).reshape(rows, -1) for x in (a, b))
+    return jnp.einsum("ij,ij->i", a, b, precision=jax.lax.Precision.HIGHEST).sum()
+
+
+def steps(size: int) -> int:
+    """Number of additions in a row that `total` makes for arrays of this size."""
+    rows = max(1, round(size**0.5))
+    return rows + -(-size // rows)
