@@ -106,7 +106,8 @@ def _ascend(f: Callable[[Alphas], jax.Array], alphas: Alphas, steps: int, tx: An
         value, gradient = jax.value_and_grad(f)(alphas)
         better = value > best
         chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), alphas, chosen)
-        updates, state = tx.update(jax.tree.map(jnp.negative, gradient), state, alphas)
+        with jax.numpy_dtype_promotion("standard"):  # which optax wants, whatever the caller does
+            updates, state = tx.update(jax.tree.map(jnp.negative, gradient), state, alphas)
         alphas = jax.tree.map(lambda a, b: jnp.clip(a + b, 0, 1), alphas, updates)
         return (alphas, state, jnp.maximum(best, value), chosen), None
 

@@ -76,6 +76,7 @@ class Analysis(NamedTuple):
     reach: list[Reach]
     relaxations: list[Relaxation | None]  # of ops that are not affine; None: bounded by their boxes alone
     slack: list[Arrays | None]  # what rounding may add to an op's outputs, on its way forwards and back; None for 0
+    floor: list[jax.Array | None]  # what underflow may add to a bound that is pulled through an op
 
 
 def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analysis:
@@ -86,14 +87,14 @@ def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analy
       domain: what to do.
       hints: other analyses of the tape, whose boxes are intersected with those found here.
     """
-    known = Analysis(list(tape.inputs), [_of_input(x) for x in tape.inputs], [], [])
+    known = Analysis(list(tape.inputs), [_of_input(x) for x in tape.inputs], [], [], [])
     uses = uses_of(tape)
     for op in tape.ops:
         rule, affine = rules.find(op), rules.is_affine(op)
         relaxed = None
         if not affine:
             _tighten_operands(tape, known, op, rule, domain)
-        if domain.slopes and rule.relax and not affine:
+        if domain.slopes and rule.relax and not affine and all(map(rules.is_float, op.outputs)):
             relaxed = rule.relax(op, read(known, op), domain.slopes)
         boxes = _forwards(op, rule, read(known, op), domain.sound)
         for hint in hints:
@@ -104,6 +105,7 @@ def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analy
         known.relaxations.append(relaxed)
         relaxation = rules.derive(op) if affine else relaxed
         known.slack.append(slack(op, relaxation, known, uses) if domain.sound and relaxation else None)
+        known.floor.append(_floor(op, known) if domain.sound and relaxation else None)
     return known
 
 
@@ -127,11 +129,14 @@ def _forwards(op: Op, rule: rules.Rule, operands: list[rules.Value], sound: bool
         return list(rule.interval(op, operands))
     terms, _ = rule.terms(op)
     inflated = operands
-    if rules.accumulates(op):
+    if rules.accumulates(op) and all(map(rules.is_float, op.refs)):
         inflated = [rounding.inflate(x, terms) if isinstance(x, Interval) else x for x in operands]
     boxes = list(rule.interval(op, inflated))
     errors = rule.rounded(op, operands, boxes) if rule.rounded else [None] * len(boxes)
-    return [_widened(box, error) for box, error in zip(boxes, errors, strict=True)]
+    boxes = [_widened(box, error) for box, error in zip(boxes, errors, strict=True)]
+    if inflated is operands:
+        return boxes
+    return [_widened(box, jnp.asarray(terms * rounding.tiny(box.dtype), box.dtype)) for box in boxes]
 
 
 def _widened(box: Interval, error: jax.Array | None) -> Interval:
@@ -148,25 +153,39 @@ def slack(op: Op, relaxation: Relaxation, known: Analysis, uses: Sequence[int]) 
     """
     rule, operands = rules.find(op), read(known, op)
     boxes = [known.boxes[ref.index] for ref in op.outputs]
-    sums = max(*rule.terms(op), max((uses[ref.index] for ref in op.refs), default=1))
-    moves = rule.rounded is None
-    if rules.is_affine(op) and moves and sums == 1 and relaxation.lower.offsets is None:
+    (theirs, ours), paths = rule.terms(op), max(uses[ref.index] for ref in op.refs)
+    if rules.is_affine(op) and rule.rounded is None and max(ours, paths) == 1 and relaxation.lower.offsets is None:
         return None
     if relaxation.scale is not None:
         scale = relaxation.scale
     elif rules.accumulates(op):
-        scale = op.bind(*map(rounding.magnitude, operands))
+        scale = op.bind(*(rounding.magnitude(x) if _is_floating(x) else x for x in operands))
     else:
         scale = tuple(map(rounding.magnitude, boxes))
     errors = rule.rounded(op, operands, boxes) if rule.rounded else (0.0,) * len(boxes)
     offsets = [side.offsets or (0.0,) * len(boxes) for side in relaxation[:2]]
     dtype = rounding.coarsest(*(ref.dtype for ref in (*op.refs, *op.outputs)))
     return tuple(
-        rounding.gamma(sums, dtype) * size
+        (rounding.gamma(theirs + ours, dtype) + 2 * (paths - 1) * rounding.unit(dtype)) * size
         + error
         + rounding.gamma(rounding.steps(math.prod(ref.shape)), dtype) * jnp.maximum(jnp.abs(a), jnp.abs(b))
         for ref, size, error, a, b in zip(op.outputs, scale, errors, *offsets, strict=True)
     )
+
+
+def _is_floating(x: rules.Value) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _floor(op: Op, known: Analysis) -> jax.Array:
+    """A product of coefficients may vanish where it is tiny, and then loses as much times what it multiplies."""
+    _, ours = rules.find(op).terms(op)
+    floor = jnp.zeros(())
+    for ref in op.refs:
+        if rules.is_float(ref):
+            box = known.boxes[ref.index]
+            floor = floor + (ours + 1) * rounding.tiny(ref.dtype) * rounding.magnitude(box).sum().astype(floor.dtype)
+    return floor
 
 
 def uses_of(tape: Tape) -> list[int]:
@@ -290,8 +309,8 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
     dot = rounding.total if sound else jnp.vdot
     pending = {index: Sides(seed, seed) for index, seed in seeds.items()}
     terms: list[Sides] = []
-    ops = list(zip(tape.ops, known.relaxations, known.slack, strict=False))
-    for op, relaxed, slack in reversed(ops):
+    ops = list(zip(tape.ops, known.relaxations, known.slack, known.floor, strict=False))
+    for op, relaxed, slack, floor in reversed(ops):
         if not any(ref.index in pending for ref in op.outputs):
             continue
         relaxation = rules.derive(op) if rules.is_affine(op) else relaxed
@@ -305,6 +324,8 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
         out = Sides(out.lower, out.lower) if same else out
         coefficients, offset = _through(relaxation, out, dot)
         terms.append(offset)
+        if floor is not None:
+            terms.append(Sides(-floor, floor))
         for ref, low, high in zip(op.refs, coefficients.lower, coefficients.upper, strict=True):
             if low is not None:  # as it is for what is no number
                 pending[ref.index] = _add(pending.get(ref.index), Sides(low, high))
@@ -313,12 +334,18 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
 
 
 def _sum(terms: list[Sides], dtype: Any, sound: bool) -> Interval:
-    total = Interval(*(sum((getattr(term, side) for term in terms), jnp.zeros((), dtype)) for side in Sides._fields))
     if not sound:
-        return total
-    sizes = Sides(*(sum((jnp.abs(getattr(term, side)) for term in terms), 0.0) for side in Sides._fields))
-    error = rounding.gamma(len(terms), dtype) * jnp.maximum(*sizes) + 8 * float(jnp.finfo(dtype).tiny)
-    return rounding.widen(total, error)
+        terms = [Sides(*(jnp.asarray(x, dtype) for x in term)) for term in terms]
+        return Interval(*(sum((getattr(term, side) for term in terms), jnp.zeros((), dtype)) for side in Sides._fields))
+    wide = jnp.promote_types(dtype, jnp.float32)
+    terms = [Sides(*(jnp.asarray(x, wide) for x in term)) for term in terms]
+    total = Interval(*(sum((getattr(term, side) for term in terms), jnp.zeros((), wide)) for side in Sides._fields))
+    sizes = Sides(
+        *(sum((jnp.abs(getattr(term, side)) for term in terms), jnp.zeros((), wide)) for side in Sides._fields)
+    )
+    # Of the sum, and of the result in its own dtype.
+    error = (rounding.gamma(len(terms), wide) + 4 * rounding.unit(dtype)) * jnp.maximum(*sizes) + rounding.tiny(dtype)
+    return jax.tree.map(lambda x: x.astype(dtype), rounding.widen(total, error))
 
 
 def _slackened(relaxation: Relaxation, slack: Arrays) -> Relaxation:
@@ -404,8 +431,8 @@ def _over_ball(sides: Sides, ball: Ball, sound: bool) -> Sides:
 
 
 def _widen_by(ranges: Sides, sides: Sides, sizes: jax.Array, size: int) -> Sides:
-    error = rounding.gamma(rounding.steps(size), sizes.dtype)
-    low, high = (error * rounding.total(jnp.abs(a), sizes) for a in sides)
+    error, least = rounding.gamma(2 * rounding.steps(size), sizes.dtype), rounding.tiny(sizes.dtype)
+    low, high = (error * rounding.total(jnp.abs(a), sizes) + least * (size + sizes.sum()) for a in sides)
     return Sides(ranges.lower - low, ranges.upper + high)
 
 

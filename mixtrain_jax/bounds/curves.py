@@ -20,8 +20,6 @@ from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.relaxations import Lines
 
-_GRID = 16  # steps of the grid on either half of a box on which functions with several inflections are sampled
-
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
@@ -72,8 +70,8 @@ def lines(curve: Curve, lower: Array, upper: Array, slopes: Literal["parallel", 
 
     `adaptive` gives the lines with the smallest area in between: the one above supports the concave envelope at the
     midpoint. Where curvature does not change that is the chord or the tangent at the midpoint, else often the tangent
-    through an end (CROWN, arXiv 1811.00866, section 3.2; auto_LiRPA, arXiv 2002.12920). With several inflections the
-    slope comes from the envelope of samples. `parallel` gives both lines the slope of the chord.
+    through an end (CROWN, arXiv 1811.00866, section 3.2; auto_LiRPA, arXiv 2002.12920). With several inflections it
+    may touch in two places. `parallel` gives both lines the slope of the chord.
 
     Args:
       curve: the function.
@@ -88,8 +86,7 @@ def lines(curve: Curve, lower: Array, upper: Array, slopes: Literal["parallel", 
     box = _prepare(curve, lower, upper)
     largest = float(jnp.finfo(lower.dtype).max)
     least, most = (jnp.clip(x, -largest, largest) for x in extremes(curve, lower, upper))
-    bends = [tuple(_like(x, lower) + box.shift for x in points) for points in (curve.critical, curve.inflections)]
-    curve = dataclasses.replace(curve, critical=bends[0], inflections=bends[1])
+    curve = dataclasses.replace(curve, inflections=tuple(_like(x, lower) + box.shift for x in curve.inflections))
     mirror = _mirrored(curve)
     if slopes == "parallel":
         slope = _chord(curve.f, box.lower, box.upper)
@@ -267,66 +264,77 @@ def _slope_of_two_pieces(curve: Curve, lower: Array, upper: Array) -> Array:
 
 
 def _slope_of_many(curve: Curve, lower: Array, upper: Array) -> Array:
-    """The chord or tangent where the box is in one piece, elsewhere the slope of the envelope of samples."""
+    """The chord or tangent where the box is in one piece, elsewhere the best of all."""
     tangent = _tangent(curve.f, lower, upper)
-    narrow = _narrow(lower, upper)
-    sampled = jnp.where(narrow, tangent, _slope_of_samples(curve, lower, upper, tangent))
     piece = sum((x <= lower).astype(jnp.int32) for x in curve.inflections)
     single = piece == sum((x < upper).astype(jnp.int32) for x in curve.inflections)
     concave = (piece % 2 == 0) != curve.convex
-    return jnp.where(single, jnp.where(concave, tangent, _chord(curve.f, lower, upper)), sampled)
+    bridge = jnp.where(_narrow(lower, upper), tangent, _slope_of_bridge(curve, lower, upper, tangent))
+    return jnp.where(single, jnp.where(concave, tangent, _chord(curve.f, lower, upper)), bridge)
 
 
-def _samples(curve: Curve, end: Array, middle: Array) -> list[tuple[Array, Array]]:
-    """Points of half a box short of the midpoint and the values there: a grid, and where the curve turns or bends."""
-    a, b = jnp.arcsinh(end), jnp.arcsinh(middle)
-    wide = jnp.abs(middle - end) > 4  # then the grid is denser towards 0, where the curves bend that do so but once
+class _Search(NamedTuple):
+    """How far the search for a bridge is; the tangent is tried first."""
 
-    def place(t: Array) -> Array:
-        return jnp.where(wide, jnp.sinh(a + t * (b - a)), end + t * (middle - end))
-
-    grid = jax.vmap(place)(jnp.arange(_GRID, dtype=end.dtype) / _GRID)
-    bends = jnp.stack([_like(x, end) for x in (*curve.critical, *curve.inflections)])
-    # As a fraction of the way to the midpoint; next to that the slope to it would be rounding alone.
-    way = (bends - end[None]) / jnp.where(middle == end, 1, middle - end)[None]
-    inside = (way > 0) & (way < 1 - 0.125 / _GRID)
-    points = jnp.concatenate([grid, jnp.where(inside, bends, end[None])])
-    return list(zip(points, jax.vmap(curve.f)(points), strict=True))
+    slope: Array
+    least: Array  # the best slope is between these
+    most: Array
+    left: Array  # where the curve is highest over lines of slope `most`, left of the midpoint
+    right: Array  # and over lines of slope `least`, right of it
+    tangent: Array  # whether the tangent is above the whole curve
 
 
-def _slope_of_samples(curve: Curve, lower: Array, upper: Array, tangent: Array) -> Array:
-    """Slope at the midpoint of the lowest concave function above samples.
+def _slope_of_bridge(curve: Curve, lower: Array, upper: Array, tangent: Array) -> Array:
+    """Slope of the line that touches the curve left and right of the midpoint, or of a tangent above the whole curve.
 
-    Where the sample at the midpoint is on it, that is the tangent as far as it is above the others. Elsewhere it is the
-    line through the samples left and right that are the highest over a line of that slope, which bisection finds.
+    The value at the midpoint of the lowest line above is a convex function of the slope, with the point of contact as
+    gradient: where that is left of the midpoint, the slope is too steep. The line through the last points of contact
+    left and right has the next slope (Kelley's cutting planes). The slope found is stationary in points of contact
+    inside the box, so its gradient is that with them fixed.
     """
-    x = _middle(lower, upper)
-    y = curve.f(x)
-    left, right = _samples(curve, lower, x), _samples(curve, upper, x)
-    most = functools.reduce(jnp.minimum, [(y - v) / _positive(x - p) for p, v in left])
-    least = functools.reduce(jnp.maximum, [(v - y) / _positive(p - x) for p, v in right])
+    f = curve.f
+    low, high, start = lax.stop_gradient((lower, upper, tangent))
+    middle = _middle(low, high)
+    slack = 4 * float(jnp.finfo(low.dtype).eps) * (jnp.abs(f(middle)) + jnp.abs(start) * (high - low))
 
-    def flatter(slope: Array) -> Array:
-        (p, low), (q, high) = _highest(left, slope), _highest(right, slope)
-        return slope * (q - p) < high - low
+    def improve(step: Array, last: _Search) -> _Search:
+        left, right = _contact(curve, low, middle, last.slope), _contact(curve, middle, high, last.slope)
+        at_left = f(left) - f(middle) - last.slope * (left - middle)
+        at_right = f(right) - f(middle) - last.slope * (right - middle)
+        touches = jnp.where(step == 0, jnp.maximum(at_left, at_right) <= slack, last.tangent)
+        steep = at_left >= at_right
+        least, most = jnp.where(steep, last.least, last.slope), jnp.where(steep, last.slope, last.most)
+        left = jnp.where(steep | jnp.isinf(most), left, last.left)
+        right = jnp.where(steep & jnp.isfinite(least), last.right, right)
+        run = right - left
+        slope = jnp.where(run > 0, (f(right) - f(left)) / jnp.where(run > 0, run, 1), last.slope)
+        return _Search(jnp.clip(slope, least, most), least, most, left, right, touches)
 
-    slope, _ = _bisect(flatter, most, least, steps=16)
-    (p, low), (q, high) = _highest(left, slope), _highest(right, slope)
-    return jnp.where(least <= most, jnp.clip(tangent, least, most), (high - low) / _positive(q - p))
+    infinite = jnp.full_like(low, jnp.inf)
+    search = _Search(start, -infinite, infinite, low, high, jnp.zeros_like(low, bool))
+    search = lax.stop_gradient(lax.fori_loop(0, 4, improve, search))
+    left = jnp.where(search.left == low, lower, search.left)
+    right = jnp.where(search.right == high, upper, search.right)
+    run = jnp.where(right - left > _least(low), right - left, 1)
+    return jnp.where(search.tangent, tangent, (f(right) - f(left)) / run)
 
 
-def _highest(samples: list[tuple[Array, Array]], slope: Array) -> tuple[Array, Array]:
-    """The sample that is highest over lines of a slope, entry by entry; unrolled, as it is fused then."""
-    point, value = samples[0]
-    for p, v in samples[1:]:
-        higher = v - value > slope * (p - point)
-        point, value = jnp.where(higher, p, point), jnp.where(higher, v, value)
-    return point, value
+def _contact(curve: Curve, lower: Array, upper: Array, slope: Array) -> Array:
+    """The point of a box where a curve is highest over lines of a slope, about; no gradient."""
+    edges, pieces = _pieces(curve, lower, upper)
+    inner = [_bisect(lambda t: _slope(curve.f, t) > slope, *piece, steps=10)[0] for piece in pieces]
+    best, value = edges[0], curve.f(edges[0])
+    for point in (*edges[1:], *inner):
+        at_point = curve.f(point)
+        higher = at_point - value > slope * (point - best)
+        best, value = jnp.where(higher, point, best), jnp.where(higher, at_point, value)
+    return best
 
 
-def _positive(x: Array) -> Array:
-    """A divisor that is never next to 0."""
-    return jnp.where(x > _least(x) / (8 * _GRID), x, 1)
+def _pieces(curve: Curve, lower: Array, upper: Array) -> tuple[list[Array], list[tuple[Array, Array]]]:
+    """The ends of a box and what inflections it has, in order, and the pieces in between where the curve is concave."""
+    edges = [lower, *(jnp.clip(x, lower, upper) for x in curve.inflections), upper]
+    return edges, list(itertools.pairwise(edges))[int(curve.convex) :: 2]
 
 
 def _supremum(curve: Curve, lower: Array, upper: Array, slope: Array) -> Array:
@@ -335,12 +343,10 @@ def _supremum(curve: Curve, lower: Array, upper: Array, slope: Array) -> Array:
     The supremum is at an end of a piece or, on a concave piece, where `f'` is the slope. Bisection brackets that
     point, and the tangent at one end of the bracket bounds what it holds. The gradient is that with the point fixed.
     """
-    edges = [lower, *(jnp.clip(x, lower, upper) for x in curve.inflections), upper]
-    best = curve.f(lower) - slope * lower
-    for edge in edges[1:]:
-        best = jnp.maximum(best, curve.f(edge) - slope * edge)
+    edges, pieces = _pieces(curve, lower, upper)
+    best = functools.reduce(jnp.maximum, [curve.f(edge) - slope * edge for edge in edges])
     fixed = lax.stop_gradient(slope)
-    for left, right in list(itertools.pairwise(edges))[int(curve.convex) :: 2]:
+    for left, right in pieces:
         p, q = _bisect(lambda t: _slope(curve.f, t) > fixed, left, right)
         more = lax.stop_gradient(jnp.maximum(_slope(curve.f, p) - fixed, 0) * (q - p))
         # A bracket that still has an end of the piece says that the supremum is there.

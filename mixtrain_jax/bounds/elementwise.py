@@ -5,23 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import primitives
 
 from mixtrain_jax.bounds import curves, rounding
 from mixtrain_jax.bounds.curves import Curve
+from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 from mixtrain_jax.bounds.relaxations import Slopes
-from mixtrain_jax.bounds.rules import Arrays, Relaxation, Rule, Value, endpoints, entrywise_relaxation, register
+from mixtrain_jax.bounds.rules import (
+    Arrays,
+    Relaxation,
+    Rule,
+    Value,
+    endpoints,
+    entrywise_relaxation,
+    is_float,
+    register,
+)
 from mixtrain_jax.bounds.tape import Op, Ref
 
 
-def curve_rule(curve: Curve | Callable[[Op], Curve | None], steps: int = 1) -> Rule:
+def curve_rule(
+    curve: Curve | Callable[[Op], Curve | None], steps: int = 1, units: Callable[[Op, Interval], Any] | None = None
+) -> Rule:
     """The rule of an entrywise function from its curve: exact intervals, and the best lines above and below.
 
     Args:
       curve: of the function; or a function of the op, for a curve that depends on parameters or exact operands, which
         may return None where the op is only known never to decrease.
       steps: operations of floating point one after the other, for what is computed in more than one.
+      units: accuracy of the function on a box in units of roundoff; None for `rounding.ELEMENTARY`.
     """
 
     def of(op: Op) -> Curve | None:
@@ -32,18 +46,24 @@ def curve_rule(curve: Curve | Callable[[Op], Curve | None], steps: int = 1) -> R
         if known is None:
             return endpoints(op, operands)
         x = _box(operands)
-        return [Interval(*curves.extremes(known, x.lower, x.upper))]
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise unsupported(op, f"its operand is an interval of {x.dtype}, and only floating ones are handled")
+        lower, upper = curves.extremes(known, x.lower, x.upper)
+        # Of NaN, and where the function is undefined, nothing is known, and nothing after it may forget that.
+        nowhere = jnp.isinf(lower) & jnp.isinf(upper) & (lower < upper)
+        return [Interval(*(jnp.where(nowhere, jnp.nan, end) for end in (lower, upper)))]
 
     def relax(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation | None:
-        known, x = of(op), _box(operands)
+        known = of(op)
         if known is None:
             return None
+        x = _box(operands)
         kind: Any = slopes if isinstance(slopes, str) else "adaptive"
         return entrywise_relaxation(curves.lines(known, x.lower, x.upper, kind), x)
 
     def rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Arrays:
         (out,) = outputs
-        error = rounding.once(out, rounding.ELEMENTARY)
+        error = rounding.once(out, units(op, _box(operands)) if units else rounding.ELEMENTARY)
         if steps > 1:  # A sum on the way may cancel: its error is relative to the operand.
             error = error + steps * rounding.once(_box(operands), rounding.ELEMENTARY)
         return (error,)
@@ -66,7 +86,7 @@ def _box(operands: Sequence[Value]) -> Interval:
 
 def _clamp(op: Op) -> Curve | None:
     low, _, high = op.operands
-    if isinstance(low, Ref) or isinstance(high, Ref):
+    if isinstance(low, Ref) or isinstance(high, Ref) or not is_float(op.outputs[0]):
         return None
     return curves.clamp(low, high)
 
@@ -77,6 +97,13 @@ def _power(op: Op) -> Curve:
     return curves.power(float(exponent))
 
 
+# What grows with the operand: the exponent is rounded before it is one.
+_UNITS: dict[str, Callable[[Op, Interval], Any]] = {
+    "cosh": lambda op, x: 8 + 2 * rounding.magnitude(x),
+    "sinh": lambda op, x: 8 + 2 * rounding.magnitude(x),
+    "exp2": lambda op, x: 8 + 2 * rounding.magnitude(x),
+    "erfc": lambda op, x: 8 + 2 * jnp.square(jnp.maximum(x.upper, 0)),
+}
 for _name, _curve in {
     "abs": curves.ABS,
     "asinh": curves.ASINH,
@@ -99,7 +126,10 @@ for _name, _curve in {
     "square": curves.SQUARE,
     "tanh": curves.TANH,
 }.items():
-    register(curve_rule(_curve), getattr(primitives, f"{_name}_p"))
-register(curve_rule(lambda op: curves.integer_pow(op.params["y"])), primitives.integer_pow_p)
+    register(curve_rule(_curve, units=_UNITS.get(_name)), getattr(primitives, f"{_name}_p"))
+register(
+    curve_rule(lambda op: curves.integer_pow(op.params["y"]), units=lambda op, x: max(8, 2 * abs(op.params["y"]))),
+    primitives.integer_pow_p,
+)
 register(curve_rule(_power), primitives.pow_p)
 register(curve_rule(_clamp), primitives.clamp_p)

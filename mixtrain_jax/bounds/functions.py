@@ -300,7 +300,7 @@ def _rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> 
     error = rounding.gamma(n + rounding.ELEMENTARY, out.dtype)
     size = rounding.magnitude(x).max(_axes(op), keepdims=True)
     if op.primitive is _SOFTMAX:
-        return (error * jnp.minimum(out.upper * (1 + 2 * size), 2) + 8 * float(jnp.finfo(out.dtype).tiny),)
+        return (error * jnp.minimum(out.upper * (1 + 2 * size), 2) + rounding.tiny(out.dtype),)
     size = jnp.broadcast_to(size, x.shape) if out.shape == x.shape else size.reshape(out.shape)
     return (error * (1 + 2 * size + rounding.magnitude(out)),)
 

@@ -127,7 +127,8 @@ def _sum_above(a: jax.Array, b: jax.Array) -> jax.Array:
     total = a + b
     part = total - a
     error = (a - (total - part)) + (b - part)  # exact (Knuth's TwoSum)
-    above = jax.lax.stop_gradient(jnp.nextafter(total, jnp.full_like(total, jnp.inf)) - total)
+    fixed = jax.lax.stop_gradient(total)
+    above = jnp.nextafter(fixed, jnp.full_like(fixed, jnp.inf)) - fixed
     return total + jnp.where(jax.lax.stop_gradient(error) > 0, above, 0)
 
 

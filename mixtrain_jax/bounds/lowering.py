@@ -60,15 +60,6 @@ def _neutral(value: float) -> Callable[..., Function | None]:
     return lower
 
 
-def _with_itself(value: bool) -> Callable[..., Function | None]:
-    """Comparing a number with itself asks whether it is NaN; nothing in an interval is."""
-
-    def lower(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
-        return (lambda x, _: jnp.full(x.shape, value)) if refs[0] is refs[1] else None
-
-    return lower
-
-
 def _prod(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function:
     """A tree of products of two halves."""
 
@@ -105,8 +96,6 @@ _LOWERINGS: dict[Primitive, Callable[..., Function | None]] = {
     primitives.pow_p: _pow,
     primitives.max_p: _neutral(-np.inf),
     primitives.min_p: _neutral(np.inf),
-    primitives.ne_p: _with_itself(False),
-    primitives.eq_p: _with_itself(True),
     primitives.reduce_prod_p: _prod,
     primitives.cumprod_p: _cumprod,
     primitives.tan_p: _tan,

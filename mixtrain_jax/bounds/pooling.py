@@ -66,21 +66,21 @@ def _relax(candidates: Callable[[Op], Candidates], sign: int) -> Callable[..., R
         ends = (box.lower, box.upper) if sign > 0 else (-box.upper, -box.lower)
         lower, upper = (pick(end, -jnp.inf) for end in ends)
         here = lax.broadcasted_iota(jnp.int32, lower.shape, 0)
-        first = here == jnp.argmax(upper, 0)
+        first = here == lax.argmax(upper, 0, jnp.int32)[None]
         x = Interval(jnp.where(first, lower, -jnp.inf).max(0), upper.max(0))
         rest = jnp.where(first, -jnp.inf, upper).max(0)
         free = rest > x.lower  # whether another may be larger
         width = jnp.where(free, x.upper - x.lower, 1)
         slope = jnp.where(free, (x.upper - jnp.where(free, rest, 0)) / width, 1)
         offset = jnp.where(free, jnp.where(free, rest, 0) - slope * jnp.where(free, x.lower, 0), 0)
-        best = here == jnp.where(free, jnp.argmax(lower + upper, 0), jnp.argmax(upper, 0))
+        best = here == lax.argmax(jnp.where(free[None], lower + upper, upper), 0, jnp.int32)[None]
 
         def chosen(weights: jax.Array) -> Callable[[Arrays], Arrays]:
             _, vjp = jax.vjp(lambda v: (pick(v, 0.0) * weights).sum(0), jnp.zeros_like(box.lower))
             return lambda coefficients: vjp(coefficients[0])
 
         below = Affine(chosen(best.astype(lower.dtype)), None)
-        above = Affine(chosen(jnp.where(first, slope, 0)), (sign * offset,))
+        above = Affine(chosen(jnp.where(first, slope[None], 0)), (sign * offset,))
         scale = 2 * (rounding.magnitude(x) + jnp.abs(offset))
         return Relaxation(below, above, (scale,)) if sign > 0 else Relaxation(above, below, (scale,))
 

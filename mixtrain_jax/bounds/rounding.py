@@ -25,12 +25,18 @@ def unit(dtype: Any) -> float:
 
 
 def gamma(n: int, dtype: Any) -> float:
-    """Twice Higham's `n u / (1 - n u)`, for our sum and theirs, and some more; inf where nothing is known.
+    """Higham's `n u / (1 - n u)` with room for a few more operations; inf where nothing is known.
 
-    Sums of numbers narrower than float32 are assumed to be kept in float32 and rounded at the end.
+    Count the terms of every sum that may be off: of ours, and of theirs. Sums of numbers narrower than float32 are
+    assumed to be kept in float32 and rounded at the end.
     """
-    nu = n * min(unit(dtype), unit(jnp.float32)) + 4 * unit(dtype)
-    return 2.1 * nu / (1 - nu) if nu < 0.5 else float("inf")
+    nu = n * min(unit(dtype), unit(jnp.float32)) + 8 * unit(dtype)
+    return 1.05 * nu / (1 - nu) if nu < 0.5 else float("inf")
+
+
+def tiny(dtype: Any) -> float:
+    """Several times what one operation may lose to underflow, whether subnormal results are flushed or not."""
+    return 8 * float(jnp.finfo(dtype).tiny)
 
 
 def coarsest(*dtypes: Any) -> Any:
@@ -43,9 +49,11 @@ def magnitude(x: Interval | jax.Array) -> jax.Array:
     return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) if isinstance(x, Interval) else jnp.abs(x)
 
 
-def once(out: Interval, units: float = 2) -> jax.Array:
+def once(out: Interval, units: float | jax.Array = 2) -> jax.Array:
     """Error of a result that is rounded `units` times."""
-    return (2 * units) * unit(out.dtype) * magnitude(out) + 8 * float(jnp.finfo(out.dtype).tiny)
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        return jnp.zeros(out.shape)
+    return (2 * units) * unit(out.dtype) * magnitude(out) + tiny(out.dtype)
 
 
 def widen(box: Interval, error: jax.Array) -> Interval:
@@ -59,7 +67,7 @@ def inflate(box: Interval, n: int) -> Interval:
     With `x` in the box and `W` the map, the sum is within `gamma(n) |W| |x|` of `W x`: that of another point whose
     distance from `x` is `gamma(n) |x|` entry by entry. This spares the map of absolute values the error would need.
     """
-    return widen(box, gamma(n, box.dtype) * magnitude(box) + 8 * float(jnp.finfo(box.dtype).tiny))
+    return widen(box, gamma(2 * n, box.dtype) * magnitude(box) + tiny(box.dtype))
 
 
 def total(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive, primitives
 
 from mixtrain_jax.bounds import convolution, relaxations, rounding
@@ -114,7 +115,7 @@ def find(op: Op) -> Rule:
 
 def is_affine(op: Op) -> bool:
     """Whether an op is affine jointly in its interval operands; over integers nothing is."""
-    return find(op).affine(op) and all(map(_is_float, (*op.refs, *op.outputs)))
+    return find(op).affine(op) and all(map(is_float, (*op.refs, *op.outputs)))
 
 
 _ACCUMULATING = (
@@ -123,6 +124,7 @@ _ACCUMULATING = (
     primitives.reduce_sum_p,
     primitives.reduce_window_sum_p,
     primitives.cumsum_p,
+    primitives.scatter_add_p,
 )
 
 
@@ -131,7 +133,8 @@ def accumulates(op: Op) -> bool:
     return op.primitive in _ACCUMULATING and find(op).terms(op)[0] > 1
 
 
-def _is_float(ref: Ref) -> bool:
+def is_float(ref: Ref) -> bool:
+    """Whether a ref is a floating number."""
     return jnp.issubdtype(ref.dtype, jnp.floating)
 
 
@@ -188,7 +191,7 @@ def _neg(op: Op, operands: Sequence[Value]) -> list[Interval]:
 
 def _bilinear(op: Op, operands: Sequence[Value]) -> list[Interval]:
     """Center and radius through a product; with both sides uncertain, Rump's formula (BIT 39, 1999, eq. 3.2)."""
-    if not all(map(_is_float, op.refs)):
+    if not all(map(is_float, op.refs)):
         raise unsupported(op, "an operand is an interval of integers, and only floating ones are handled")
     x, y = operands
     if isinstance(x, Interval) and isinstance(y, Interval):
@@ -255,7 +258,7 @@ def _select(op: Op, operands: Sequence[Value]) -> list[Interval]:
 def _relax_select(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation | None:
     """Where the predicate is certain it chooses a case; elsewhere the output is in its box."""
     which, *cases = operands
-    if not all(map(_is_float, op.refs[1:])) or not isinstance(which, Interval):
+    if not all(map(is_float, op.refs[1:])) or not isinstance(which, Interval):
         return None
     (box,) = _select(op, operands)
     chosen = which.lower.astype(jnp.int32)
@@ -291,22 +294,24 @@ def _affine_select(op: Op) -> bool:
 
 
 def _convert(op: Op, operands: Sequence[Value]) -> list[Interval]:
-    """Rounding and truncation never decrease; comparing with 0 and wrapping around do."""
-    (source,), (target,) = op.refs, op.outputs
-    truncates = _is_float(source) and jnp.issubdtype(target.dtype, jnp.signedinteger) and target.dtype.itemsize >= 4
-    if not (_is_float(target) or truncates or _widens(source.dtype, target.dtype)):
-        raise unsupported(op, f"the conversion from {source.dtype} to {target.dtype} is not monotone")
-    return endpoints(op, operands)
-
-
-def _widens(source: Any, target: Any) -> bool:
-    """Whether integers or booleans keep their values."""
-    if jnp.issubdtype(source, jnp.bool_) or jnp.issubdtype(target, jnp.bool_):
-        return not jnp.issubdtype(target, jnp.bool_)
-    if not (jnp.issubdtype(source, jnp.integer) and jnp.issubdtype(target, jnp.integer)):
-        return False
-    narrow, wide = jnp.iinfo(source), jnp.iinfo(target)
-    return wide.min <= narrow.min and narrow.max <= wide.max
+    """Rounding and truncation never decrease; an integer that may not fit its new type can come out as any."""
+    (x,), (target,) = operands, op.outputs
+    x = _interval(x)
+    if jnp.issubdtype(target.dtype, jnp.bool_):
+        return [Interval((x.lower > 0) | (x.upper < 0), (x.lower != 0) | (x.upper != 0))]
+    (converted,) = endpoints(op, operands)
+    if is_float(target) or jnp.issubdtype(x.dtype, jnp.bool_):
+        return [converted]
+    info, source = jnp.iinfo(target.dtype), jnp.finfo(x.dtype) if is_float(op.refs[0]) else jnp.iinfo(x.dtype)
+    # Ends of the new type as the old one has them: of floats none that rounds to the next number beyond.
+    low, high = (np.asarray(float(end)) if is_float(op.refs[0]) else end for end in (info.min, info.max))
+    fits = jnp.ones(x.shape, bool)
+    if source.min < low:
+        fits &= x.lower >= jnp.asarray(low, x.dtype)
+    if source.max > high:
+        fits &= x.upper < jnp.asarray(high, x.dtype) if is_float(op.refs[0]) else x.upper <= jnp.asarray(high, x.dtype)
+    least, most = (jnp.asarray(end, target.dtype) for end in (info.min, info.max))
+    return [Interval(jnp.where(fits, converted.lower, least), jnp.where(fits, converted.upper, most))]
 
 
 def _gather(op: Op, operands: Sequence[Value]) -> list[Interval]:
@@ -363,7 +368,7 @@ def _relax_bilinear(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxa
 
     That is the mean of McCormick's two planes (Math. Programming 10, 1976) on either side; both share their slopes.
     """
-    x, y = (_interval(operand) for operand in operands)
+    x, y = (_interval(operand) for operand in operands)  # numbers times exact ones are affine
     _, vjp = jax.vjp(lambda a, b: op.bind(a, b), x.center, y.center)
     (constant,), (spread,) = op.bind(x.center, y.center), op.bind(x.radius, y.radius)
     (scale,) = op.bind(rounding.magnitude(x), rounding.magnitude(y))
@@ -421,6 +426,12 @@ def _any_copies(op: Op) -> tuple[int, int]:
     return 1, math.prod(op.outputs[0].shape)
 
 
+def _additions(op: Op) -> tuple[int, int]:
+    """Of additions at indices, which XLA makes one after the other in the dtype of the array."""
+    n = 1 + math.prod(op.operands[2].shape)
+    return n * max(1, round(rounding.unit(op.outputs[0].dtype) / rounding.unit(jnp.float32))), n
+
+
 def _sums(op: Op) -> tuple[int, int]:
     (ref,) = op.refs
     if "window_dimensions" in op.params:
@@ -463,16 +474,22 @@ def _one_ref(op: Op) -> bool:
 
 
 def _compare(op: Op, operands: Sequence[Value]) -> list[Interval]:
-    """A comparison is certain where the boxes say so, and else both."""
+    """A comparison is certain where the boxes say so, and else both; with NaN, nothing is."""
     x, y = operands
-    if op.primitive in (primitives.lt_p, primitives.le_p):
-        return _pair(op.bind(upper_end(x), lower_end(y)), op.bind(lower_end(x), upper_end(y)))
-    if op.primitive in (primitives.gt_p, primitives.ge_p):
-        return _pair(op.bind(lower_end(x), upper_end(y)), op.bind(upper_end(x), lower_end(y)))
-    apart = (lower_end(x) > upper_end(y)) | (upper_end(x) < lower_end(y))
-    points = (lower_end(x) == upper_end(x)) & (lower_end(y) == upper_end(y)) & (lower_end(x) == lower_end(y))
-    same = op.primitive is primitives.eq_p
-    return [Interval(points, ~apart) if same else Interval(apart, ~points)]
+    swapped = op.primitive in (primitives.gt_p, primitives.ge_p)
+    if swapped:
+        x, y = y, x
+    if op.primitive in (primitives.lt_p, primitives.gt_p):
+        return [Interval(upper_end(x) < lower_end(y), ~(lower_end(x) >= upper_end(y)))]
+    if op.primitive in (primitives.le_p, primitives.ge_p):
+        return [Interval(upper_end(x) <= lower_end(y), ~(lower_end(x) > upper_end(y)))]
+    if op.operands[0] is op.operands[1]:  # which asks for NaN
+        same = (lower_end(x) == lower_end(y)) & (upper_end(x) == upper_end(y))
+        apart = jnp.zeros_like(same)
+    else:
+        apart = (lower_end(x) > upper_end(y)) | (upper_end(x) < lower_end(y))
+        same = (lower_end(x) == upper_end(x)) & (lower_end(y) == upper_end(y)) & (lower_end(x) == lower_end(y))
+    return [Interval(same, ~apart) if op.primitive is primitives.eq_p else Interval(apart, ~same)]
 
 
 def _not(op: Op, operands: Sequence[Value]) -> list[Interval]:
@@ -563,7 +580,7 @@ register(Rule("structural", _gather, _always, rounded=None, terms=_any_copies), 
 register(Rule("structural", _gather, _always, homogeneous=True, rounded=None), primitives.dynamic_slice_p)
 register(Rule("structural", _update, _always, rounded=None), primitives.dynamic_update_slice_p)
 register(Rule("structural", _scatter, _always, rounded=None), primitives.scatter_p)
-register(Rule("sum", _scatter, _always, terms=_any_copies), primitives.scatter_add_p)
+register(Rule("sum", _scatter, _always, terms=_additions), primitives.scatter_add_p)
 register(Rule("structural", endpoints, relax=_relax_identity, entrywise=True, rounded=None), primitives.stop_gradient_p)
 register(Rule("sum", endpoints, _always, entrywise=True), primitives.add_p, primitives.add_jaxvals_p)
 register(Rule("sum", _sub, _always, entrywise=True), primitives.sub_p)

@@ -32,9 +32,9 @@ _METHODS: dict[str, Callable[..., bounds.Bounded]] = {
 }
 
 
-def methods(names: Sequence[str]) -> dict[str, Method]:
-    """The bound methods of these names, in this order; they hold in floating point too."""
-    return {name: functools.partial(_METHODS[name], sound=True) for name in names}
+def methods(names: Sequence[str], *, sound: bool = True) -> dict[str, Method]:
+    """The bound methods of these names, in this order; certificates want sound ones, which hold in floating point."""
+    return {name: functools.partial(_METHODS[name], sound=sound) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

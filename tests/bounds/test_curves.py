@@ -27,7 +27,7 @@ SEEDS = st.integers(0, 2**31)
 BOXES = 64
 every_curve = pytest.mark.parametrize("name", CURVES)
 # One of every shape, and all that have a way of their own through the code; each compiles for seconds.
-SHAPES = ["ABS", "EXP", "LOG", "SQRT", "RECIPROCAL", "TANH", "ERFC", "CBRT", "GELU", "SIN", "relu6", "integer_pow(-2)"]
+SHAPES = ["ABS", "EXP", "LOG", "SQRT", "RECIPROCAL", "TANH", "CBRT", "GELU", "SIN", "relu6", "integer_pow(-2)"]
 every_shape = pytest.mark.parametrize("name", SHAPES)
 few = settings(max_examples=3)
 # Dozens of programs are compiled here and run for microseconds.
@@ -154,9 +154,9 @@ def test_adaptive_lines_support_the_envelopes_at_the_midpoint(name: str) -> None
     middle, end = lower + (upper - lower) / 2, np.maximum(np.abs(lower), np.abs(upper))
     chord = y[0] + (x - lower) * ((y[2000] - y[0]) / np.where(upper > lower, upper - lower, 1))
     gap = np.abs(y - chord).max(0)
-    # Rounding, the resolution of the grid (2e-6 of the gap), and for several inflections that of the samples.
+    # Rounding, the resolution of the grid (2e-6 of the gap), and for several inflections that of the search.
     rounding = 1e-13 * (np.abs(lines.upper_slope * end) + np.abs(lines.lower_slope * end) + np.abs(y).max(0) + 1)
-    slack = rounding + gap * (5e-6 if len(curve.inflections) < 2 else 1e-2)
+    slack = rounding + gap * (5e-6 if len(curve.inflections) < 2 else 1e-4)
     known = np.abs(y).max(0) < 1e100  # above constants are the lines
     above = lines.upper_slope * middle + lines.upper_offset
     below = lines.lower_slope * middle + lines.lower_offset

@@ -112,7 +112,7 @@ def linen_layer_norm() -> Case:
 @case
 def linen_group_norm() -> Case:
     def call(x: jax.Array) -> jax.Array:
-        return nn.Dense(3)(nn.silu(nn.GroupNorm(2)(nn.Conv(4, (3, 3))(x))).mean((1, 2)))
+        return nn.Dense(3)(nn.relu(nn.GroupNorm(2)(nn.Conv(4, (3, 3))(x))).mean((1, 2)))
 
     return _linen(call, 4, 4, 2)
 

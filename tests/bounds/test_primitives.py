@@ -48,6 +48,9 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "convert_element_type": [
         lambda x: x.astype(jnp.float32).astype(x.dtype) * 2,
         lambda x: (3 * x).astype(jnp.int32).astype(x.dtype),
+        lambda x: (300 * x).astype(jnp.int32).astype(jnp.int8).astype(x.dtype),
+        lambda x: (3 * jnp.abs(x)).astype(jnp.uint8).astype(x.dtype),
+        lambda x: jnp.round(x).astype(bool).astype(x.dtype),
         lambda x: ((3 * x).astype(jnp.int32) * 2 - (x[::-1]).astype(jnp.int32)).astype(x.dtype),
     ],
     "stop_gradient": [lambda x: lax.stop_gradient(x) * 2],
@@ -83,7 +86,7 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "reduce_min": [lambda x: x.reshape(2, 2).min(0), jnp.min],
     "reduce_window_max": [
         lambda x: lax.reduce_window(x, -np.inf, lax.max, (3,), (2,), [(1, 1)]),
-        lambda x: lax.reduce_window(x, -np.inf, lax.max, (3,), (1,), "VALID", (2,), (2,)),
+        lambda x: lax.reduce_window(x, -np.inf, lax.max, (3,), (2,), "VALID", (2,), (2,)),
     ],
     "reduce_window_min": [lambda x: lax.reduce_window(x, np.inf, lax.min, (2,), (1,), "VALID")],
     "integer_pow": [lambda x: x**3, lambda x: x**4, lambda x: (x + 5) ** -1, lambda x: (x - 5) ** -2],

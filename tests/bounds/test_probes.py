@@ -255,13 +255,24 @@ WIDTHS: dict[str, tuple[float, float]] = {
     "transposed": (13.0, 1.8),
     "bilinear": (13.0, 2.0),
 }
-CASES = pytest.mark.parametrize(("name", "method"), [(name, method) for name in PROBES for method in METHODS])
+# `symbolic` differs from `crown` in the slopes of curves, of which images have the same ones.
+CASES = [(name, method) for name in PROBES for method in METHODS if method != "symbolic" or len(PROBES[name][1]) < 3]
 
 
 @functools.cache
 def _bounds(name: str, method: str) -> mt.Interval:
     f, shape = PROBES[name]
-    return jax.device_get(jit(jax.vmap(METHODS[method](f)))(boxes(shape)))
+    lowered = jit(jax.vmap(METHODS[method](f))).lower(boxes(shape))
+    found, program = _found(name), lowered.as_text()
+    if program not in found:  # With one curve `crown_ibp` is the program that `crown` is.
+        found[program] = jax.device_get(lowered.compile()(boxes(shape)))
+    return found[program]
+
+
+@functools.cache
+def _found(name: str) -> dict[str, mt.Interval]:
+    """The bounds of a probe that programs have given, by the text of the program."""
+    return {}
 
 
 @functools.cache
@@ -275,13 +286,13 @@ def test_there_are_31_probes() -> None:
     assert set(WIDTHS) == set(PROBES)
 
 
-@CASES
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_probe_is_bounded(name: str, method: str) -> None:
     """Points, corners and attacked points lie inside finite bounds."""
     assert_holds(_bounds(name, method), _reached(name))
 
 
-@pytest.mark.parametrize("name", list(PROBES)[: list(PROBES).index("batch_norm")])
+@pytest.mark.parametrize("name", list(PROBES)[: list(PROBES).index("self_attention")])
 def test_probe_with_curves_is_bounded_in_float64(name: str) -> None:
     """What float32 would hide, such as a line that touches a curve a little too early, shows here."""
     f, shape = PROBES[name]
@@ -292,8 +303,7 @@ def test_probe_with_curves_is_bounded_in_float64(name: str) -> None:
     assert_holds(bound, _reached(name), dtype=np.float64)
 
 
-@pytest.mark.parametrize("method", ["crown_ibp", "symbolic", "crown"])
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_backward_bounds_are_never_looser_than_ibp(name: str, method: str) -> None:
     """Each end of a backward bound lies inside the interval bound, up to round-off."""
     outer, inner = _bounds(name, "ibp"), _bounds(name, method)
@@ -308,8 +318,7 @@ def _times_too_wide(name: str, method: str) -> float:
     return float((bound.upper - bound.lower)[2].sum() / (values.upper - values.lower)[2].sum())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_probe_is_not_vacuous(name: str, method: str) -> None:
     """Bounds of a small box are at most some times as wide as what is reached in it."""
     limit = WIDTHS[name][method != "ibp"]
