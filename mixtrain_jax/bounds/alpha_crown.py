@@ -81,7 +81,9 @@ def _finish(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Doma
 def _with_slopes(known: Analysis, ops: dict[int, Op], alphas: Alphas, uses: list[int], domain: Domain) -> Analysis:
     relaxations, slacks = list(known.relaxations), list(known.slack)
     for i, op in ops.items():
-        relaxation = rules.find(op).relax(op, read(known, op), alphas[i])
+        relax = rules.find(op).relax
+        relaxation = relax(op, read(known, op), alphas[i]) if relax else None
+        assert relaxation is not None  # ops that are tunable have one
         relaxations[i] = relaxation
         slacks[i] = slack(op, relaxation, known, uses) if domain.sound else None
     return known._replace(relaxations=relaxations, slack=slacks)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -48,8 +49,14 @@ class Curve:
 
 
 def extremes(curve: Curve, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Exact range over a box: extremes are at its ends or at critical points; `[-inf, inf]` off the domain."""
-    box = _prepare(curve, lower, upper)
+    """Exact range over a box: extremes are at its ends or at critical points; `[-inf, inf]` off the domain.
+
+    Beyond the square root of what the dtype holds, about, values and slopes at the ends have no gradient.
+    """
+    return _range(curve, _prepare(curve, lower, upper), lower, upper)
+
+
+def _range(curve: Curve, box: _Box, lower: Array, upper: Array) -> tuple[Array, Array]:
     at_lower = jnp.where(box.tame, curve.f(box.lower), box.at_lower)
     at_upper = jnp.where(box.tame, curve.f(box.upper), box.at_upper)
     low, high = jnp.minimum(at_lower, at_upper), jnp.maximum(at_lower, at_upper)
@@ -85,7 +92,7 @@ def lines(curve: Curve, lower: Array, upper: Array, slopes: Literal["parallel", 
     """
     box = _prepare(curve, lower, upper)
     largest = float(jnp.finfo(lower.dtype).max)
-    least, most = (jnp.clip(x, -largest, largest) for x in extremes(curve, lower, upper))
+    least, most = (jnp.clip(x, -largest, largest) for x in _range(curve, box, lower, upper))
     curve = dataclasses.replace(curve, inflections=tuple(_like(x, lower) + box.shift for x in curve.inflections))
     mirror = _mirrored(curve)
     if slopes == "parallel":
@@ -131,8 +138,9 @@ def _prepare(curve: Curve, lower: Array, upper: Array) -> _Box:
         rough = jnp.maximum(jnp.abs(left), jnp.abs(right)) * eps > max(1e-3, 8 * eps)
         tame &= ~rough & (right - left < length)
     point = _inner_point(curve)
-    ends = jnp.where(tame, lower, point), jnp.where(tame, upper, point)
-    return _Box(*ends, *lax.stop_gradient((at_left, at_right)), inside, tame, shift, rough)
+    at_left, at_right = lax.stop_gradient((at_left, at_right))
+    lower, upper = jnp.where(tame, lower, point), jnp.where(tame, upper, point)
+    return _Box(lower, upper, at_left, at_right, inside, tame, shift, rough)
 
 
 def _begins(x: Array, value: Array, end: float) -> Array:
@@ -157,7 +165,9 @@ def _mirrored(curve: Curve) -> Curve:
 def _reversed(curve: Curve) -> Curve:
     """The curve from right to left, if it has one inflection."""
     (inflection,) = curve.inflections
-    return dataclasses.replace(curve, f=lambda x: curve.f(-x), convex=not curve.convex, inflections=(-inflection,))
+    return dataclasses.replace(
+        curve, f=lambda x: curve.f(-x), convex=not curve.convex, inflections=(jnp.negative(inflection),)
+    )
 
 
 def _value_and_slope(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -447,7 +457,9 @@ def clamp(low: ArrayLike, high: ArrayLike) -> Curve:
     def f(x: Array) -> Array:
         return jnp.minimum(jnp.maximum(x, jnp.asarray(low, x.dtype)), jnp.asarray(high, x.dtype))
 
-    bend = jnp.minimum(jnp.maximum(0, jnp.asarray(low)), jnp.asarray(high))  # anywhere in between
+    # Anywhere in between; of numbers without jax, which importing this must not start.
+    xp = jnp if isinstance(low, Array) or isinstance(high, Array) else np
+    bend = xp.minimum(xp.maximum(0, xp.asarray(low)), xp.asarray(high))
     return Curve(f, True, inflections=(bend,))
 
 

@@ -94,7 +94,9 @@ def _matches(ops: Sequence[Op], i: int, uses: dict[int, int]) -> Iterator[tuple[
             if not _may_begin(known, tuple(sorted(settings.items())), ops, i, x):
                 continue
             expected = _expected(known, tuple(sorted(settings.items())), x.shape, x.dtype)
-            numbers = _match(ops[i : i + len(expected)], expected, x, uses, len(known.numbers)) if expected else None
+            if expected is None:
+                continue
+            numbers = _match(ops[i : i + len(expected)], expected, x, uses, len(known.numbers))
             if numbers is not None:
                 params = {**settings, **dict(zip(known.numbers, numbers, strict=True))}
                 last = ops[i + len(expected) - 1]
@@ -177,6 +179,7 @@ class _Planes:
     """
 
     def __init__(self, x: Interval, axis: tuple[int, ...]):
+        x = _within_reach(x, axis)
         center = x.center
         top = jax.lax.stop_gradient(x.upper.max(axis, keepdims=True))
         self.lower_weights = jax.nn.softmax(center, axis)
@@ -191,8 +194,15 @@ class _Planes:
         self.upper_offset = jnp.log(mean) + top - (self.upper_weights * center).sum(axis, keepdims=True)
 
 
+def _within_reach(x: Interval, axis: tuple[int, ...]) -> Interval:
+    """The box with exponents that vanish beside the largest, such as a mask's -inf, raised to where they still do."""
+    least = jax.lax.stop_gradient(x.upper.max(axis, keepdims=True)) - 800
+    return Interval(jnp.maximum(x.lower, least), jnp.maximum(x.upper, least))
+
+
 def _others(x: Interval, axis: tuple[int, ...]) -> Interval:
     """Range of `log(sum over j of exp(x_j - x_i))`: every exponent but that of `i`, which is 0, is at its end."""
+    x = _within_reach(x, axis)
 
     def flat(v: jax.Array) -> jax.Array:
         v = jnp.moveaxis(v, axis, range(-len(axis), 0))
@@ -213,7 +223,8 @@ def _others(x: Interval, axis: tuple[int, ...]) -> Interval:
 
 def _axes(op: Op) -> tuple[int, ...]:
     axis = op.params["axis"]
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    axes = tuple(map(int, axes))
     return tuple(i % len(op.refs[0].shape) for i in axes)
 
 
@@ -249,15 +260,18 @@ def _relax_softmax(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxat
     planes, others = _Planes(x, axis), _others(x, axis)
     lines = curves.lines(curves.EXP, -others.upper, -others.lower, "adaptive")
 
-    def side(slope: jax.Array, offset: jax.Array, weights: jax.Array, constant: jax.Array) -> Affine:
+    def side(slope: jax.Array, offset: jax.Array | None, weights: jax.Array, constant: jax.Array) -> Affine:
         transpose = _linear(lambda v: slope * (v - (weights * v).sum(axis, keepdims=True)), x)
+        assert offset is not None
         return Affine(transpose, (offset - slope * constant,))
 
     lower = side(lines.lower_slope, lines.lower_offset, planes.upper_weights, planes.upper_offset)
     upper = side(lines.upper_slope, lines.upper_offset, planes.lower_weights, planes.lower_offset)
     sizes = _sizes(x, planes, axis)
-    scale = sizes * jnp.maximum(jnp.abs(lines.lower_slope), jnp.abs(lines.upper_slope))
-    return Relaxation(lower, upper, (scale + jnp.abs(lines.lower_offset) + jnp.abs(lines.upper_offset),))
+    scale = (sizes + 1) * (jnp.abs(lines.lower_slope) + jnp.abs(lines.upper_slope))
+    for offset in (lines.lower_offset, lines.upper_offset):
+        scale = scale + (0 if offset is None else jnp.abs(offset))
+    return Relaxation(lower, upper, (scale,))
 
 
 def _relax_log_softmax(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
@@ -288,7 +302,7 @@ def _relax_logsumexp(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relax
 
 def _sizes(x: Interval, planes: _Planes, axis: tuple[int, ...]) -> jax.Array:
     """A number above all that is summed on the way to a plane of one entry."""
-    size = rounding.magnitude(x)
+    size = rounding.magnitude(_within_reach(x, axis))
     weighted = (jnp.maximum(planes.lower_weights, planes.upper_weights) * size).sum(axis, keepdims=True)
     return size + 4 * weighted + 2 * (jnp.abs(planes.lower_offset) + jnp.abs(planes.upper_offset)) + 1
 
@@ -298,11 +312,11 @@ def _rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> 
     x, (out,) = _box(operands), outputs
     n, _ = _terms(op)
     error = rounding.gamma(n + rounding.ELEMENTARY, out.dtype)
-    size = rounding.magnitude(x).max(_axes(op), keepdims=True)
+    size = rounding.magnitude(_within_reach(x, _axes(op))).max(_axes(op), keepdims=True)
     if op.primitive is _SOFTMAX:
         return (error * jnp.minimum(out.upper * (1 + 2 * size), 2) + rounding.tiny(out.dtype),)
     size = jnp.broadcast_to(size, x.shape) if out.shape == x.shape else size.reshape(out.shape)
-    return (error * (1 + 2 * size + rounding.magnitude(out)),)
+    return (error * (1 + 2 * size + jnp.where(jnp.isinf(out.lower), 0, rounding.magnitude(out))),)
 
 
 def _terms(op: Op) -> tuple[int, int]:

@@ -178,7 +178,9 @@ def check(ball: Interval) -> Interval:
 
 def concrete(x: ArrayLike) -> np.ndarray | None:
     """The values of an array; None where it is traced and has none yet. Checks made with it stay out of the trace."""
-    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    if isinstance(x, jax.core.Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
+        return None  # a random key has no values either
+    return np.asarray(x)
 
 
 def _extremes(x: np.ndarray) -> str:

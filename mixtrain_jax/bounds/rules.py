@@ -153,6 +153,8 @@ def derive(op: Op) -> Relaxation:
         return Relaxation(itself, itself)
     values, vjp = jax.vjp(op.of_refs, *(ref.zeros() for ref in op.refs))
     homogeneous = find(op).homogeneous or len(op.refs) == len(op.operands)
+    if op.primitive is primitives.select_n_p:  # A mask's -inf is no number that a coefficient 0 could remove.
+        values = tuple(jnp.clip(v, float(jnp.finfo(v.dtype).min), float(jnp.finfo(v.dtype).max)) for v in values)
     affine = Affine(vjp, None if homogeneous else values)
     return Relaxation(affine, affine)
 

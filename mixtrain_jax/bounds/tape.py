@@ -172,11 +172,14 @@ def _live(ops: Sequence[Op], outputs: Sequence[Operand]) -> list[Op]:
 def _renumbered(ops: Sequence[Op], outputs: Sequence[Operand], inputs: Sequence[Ref]) -> tuple[list[Op], list[Operand]]:
     names = {ref.index: ref for ref in inputs}
 
+    def rename(x: Ref) -> Ref:
+        return names.setdefault(x.index, Ref(len(names), x.shape, x.dtype))
+
     def name(x: Operand) -> Operand:
-        return names.setdefault(x.index, Ref(len(names), x.shape, x.dtype)) if isinstance(x, Ref) else x
+        return rename(x) if isinstance(x, Ref) else x
 
     renamed = [
-        dataclasses.replace(op, operands=tuple(map(name, op.operands)), outputs=tuple(map(name, op.outputs)))
+        dataclasses.replace(op, operands=tuple(map(name, op.operands)), outputs=tuple(map(rename, op.outputs)))
         for op in ops
     ]
     return renamed, [name(x) for x in outputs]
@@ -291,7 +294,8 @@ _SMALL = 64  # entries
 
 def _evaluate(primitive: core.Primitive, params: dict[str, Any], operands: Sequence[Any]) -> tuple[jax.Array, ...]:
     """Run an operation on exact values; small concrete ones stay concrete inside `jit`, as loop counters must."""
-    if all(concrete(x) is not None and jnp.size(x) <= _SMALL for x in operands):
+    placed = primitive.name in ("pvary", "pcast")  # by shard_map, and nowhere else
+    if not placed and all(concrete(x) is not None and jnp.size(x) <= _SMALL for x in operands):
         with jax.ensure_compile_time_eval():
             return _bind(primitive, params, operands)
     return _bind(primitive, params, operands)

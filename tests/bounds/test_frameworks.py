@@ -570,38 +570,6 @@ def test_bounds_inside_a_parallel_program(wrap: str, method: str) -> None:
     _close(parallel(params, ball), jit(many)(params, ball))
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown"])
-@pytest.mark.parametrize("wrap", ["shard_map", "pmap"])
-def test_bounds_of_a_parallel_program(wrap: str, method: str) -> None:
-    """The function that is bounded spreads its examples over devices."""
-    f, params, shape = CASES["jax_wide_mlp"]()
-    ball, many = _ball(shape), jax.vmap(f, (None, 0))
-    if wrap == "shard_map":
-        spec = PartitionSpec("data")
-        parallel = jax.shard_map(many, mesh=_mesh(), in_specs=(PartitionSpec(), spec), out_specs=spec)
-    else:
-        parallel = jax.pmap(f, in_axes=(None, 0))
-    found = jit(lambda params, ball: METHODS[method](functools.partial(parallel, params))(ball))(params, ball)
-    _close(found, jit(jax.vmap(_bound("jax_wide_mlp", method), (None, 0)))(params, ball))
-
-
-@pytest.mark.parametrize("method", ["ibp", "crown"])
-def test_bounds_of_a_layer_spread_over_devices(method: str) -> None:
-    """Hidden units lie on different devices and a psum adds up what they give."""
-    _, params, shape = CASES["jax_wide_mlp"]()
-    (w1, b1), (w2, b2) = params
-    column = PartitionSpec(None, "data")
-
-    def part(w1: jax.Array, b1: jax.Array, w2: jax.Array, x: jax.Array) -> jax.Array:
-        return lax.psum(jax.nn.relu(x @ w1 + b1) @ w2, "data")
-
-    specs = (column, PartitionSpec("data"), PartitionSpec("data", None), PartitionSpec())
-    hidden = jax.shard_map(part, mesh=_mesh(), in_specs=specs, out_specs=PartitionSpec())
-    ball = jax.tree.map(lambda end: end[0], _ball(shape))
-    found = jit(METHODS[method](lambda x: hidden(w1, b1, w2, x) + b2))(ball)
-    _close(found, jit(_bound("jax_wide_mlp", method))(params, ball))
-
-
 @pytest.mark.parametrize(
     ("name", "method"), [("linen_mlp", "crown"), ("linen_cnn_with_pools", "ibp"), ("equinox_mlp", "crown_ibp")]
 )

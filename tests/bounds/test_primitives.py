@@ -125,7 +125,7 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "max": [lambda x: jnp.maximum(x, 0.1), lambda x: jnp.maximum(W[:, 0], x), lambda x: jnp.maximum(x, x[::-1])],
     "min": [lambda x: jnp.minimum(x, 0.1), lambda x: jnp.minimum(x, x[::-1])],
 }  # fmt: skip
-METHODS = [mt.ibp, mt.crown_ibp, mt.symbolic, mt.crown]
+METHODS = [mt.ibp, mt.symbolic, mt.crown]
 SOUND = [functools.partial(method, sound=True) for method in (mt.ibp, mt.crown)]
 CASES = [pytest.param(name, f, id=f"{name}-{i}") for name, fs in PROBES.items() for i, f in enumerate(fs)]
 
@@ -150,7 +150,7 @@ def test_primitive_is_bounded(name: str, f: Callable[[jax.Array], Any]) -> None:
             recorded = tape.record(function, (ball,), known.recognize)
             assert function is around or name in {op.primitive.name for op in recorded.ops}
             values = np.asarray(jax.vmap(function)(points), np.float64)
-            for method in METHODS + (SOUND if eps == 0.3 else []):
+            for method in METHODS + SOUND if eps == 0.3 else METHODS[::2]:
                 bound = method(function)(ball)
                 # Rounding to fewer bits on the way there, which is no error of a sound bound.
                 coarse = name in ("convert_element_type", "reduce_precision")
