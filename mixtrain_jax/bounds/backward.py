@@ -337,7 +337,7 @@ def _sum(terms: list[Sides], dtype: Any, sound: bool) -> Interval:
     if not sound:
         terms = [Sides(*(jnp.asarray(x, dtype) for x in term)) for term in terms]
         return Interval(*(sum((getattr(term, side) for term in terms), jnp.zeros((), dtype)) for side in Sides._fields))
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = dtype if rounding.unit(dtype) <= rounding.unit(jnp.float32) else jnp.float32
     terms = [Sides(*(jnp.asarray(x, wide) for x in term)) for term in terms]
     total = Interval(*(sum((getattr(term, side) for term in terms), jnp.zeros((), wide)) for side in Sides._fields))
     sizes = Sides(
