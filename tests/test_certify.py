@@ -69,7 +69,9 @@ def test_a_linear_network_is_verified_exactly_where_the_closed_form_says(key, li
     np.testing.assert_array_equal(found.clean, margin.min(-1) > 0)
     np.testing.assert_array_equal(found.verified, worst > 0)
     assert (found.attacked >= found.verified).all()
-    np.testing.assert_allclose(found.margin[found.clean], worst[found.clean], atol=1e-5)
+    # Sound in floating point: below the exact margin, by some roundings of 64 products.
+    assert (found.margin[found.clean] <= worst[found.clean]).all()
+    assert (found.margin[found.clean] >= worst[found.clean] - 1e-4).all()
     np.testing.assert_array_equal(found.proved_by, np.where(worst > 0, name, ""))
     assert np.isneginf(found.margin[~found.clean]).all()
 
@@ -264,7 +266,8 @@ def test_the_proved_radius_of_a_linear_network_is_the_closed_form(key, linear):
     inside = at.clean & (exact < 0.25)
     assert inside.sum() > 5
     assert (curve.radius[inside] <= exact[inside] + 1e-6).all()
-    assert (curve.radius[inside] > exact[inside] - 0.25 / 4000 - 1e-6).all()
+    rounding = 1e-4 / fall.min()  # of the margin, as a radius
+    assert (curve.radius[inside] > exact[inside] - 0.25 / 4000 - rounding).all()
     assert (curve.radius[at.clean & ~inside] > 0.25 - 0.25 / 4000 - 1e-6).all()
     assert (curve.radius[~at.clean] == -1).all()
 

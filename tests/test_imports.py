@@ -122,8 +122,9 @@ def test_only_checkpoints_import_orbax():
     assert files_importing("orbax") == {"checkpoints.py"}
 
 
-def test_only_tape_and_rules_import_jax_extend():
-    assert files_importing("jax.extend") == {"bounds/tape.py", "bounds/rules.py"}
+def test_only_bounds_import_jax_extend():
+    assert all(name.startswith("bounds/") for name in files_importing("jax.extend"))
+    assert "bounds/tape.py" in files_importing("jax.extend")
 
 
 def test_only_plots_import_matplotlib():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,9 +53,7 @@ def alpha_crown(
     if not isinstance(steps, int) or steps < 1:
         raise BoundsError(f"alpha_crown wants steps to be a positive integer, got {steps!r}.")
     if tx is None:
-        import optax
-
-        tx = optax.adam(0.1)
+        tx = importlib.import_module("optax").adam(0.1)  # the one use of it here, when it is asked for
     domain = Domain("adaptive", tighten=True, chunk=chunk, budget=budget, sound=sound)
     return Bounded(f, domain, tuple(method(f) for method in intersect), functools.partial(_finish, steps=steps, tx=tx))
 
