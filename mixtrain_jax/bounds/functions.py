@@ -56,16 +56,9 @@ def register_function(
       rule: a `Curve`, for a function without numbers, or any `Rule`; its ops have the numbers as `params`.
       numbers: keywords of its parameters that may differ from call to call.
 
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import mixtrain_jax as mt
-      >>> def bump(x):
-      ...     return x * jnp.exp(-x * x)
-      >>> turns, bends = (-0.5**0.5, 0.5**0.5), (-1.5**0.5, 0.0, 1.5**0.5)
-      >>> curve = mt.bounds.Curve(bump, convex=False, critical=turns, inflections=bends)
-      >>> mt.bounds.register_function("bump", bump, curve)
-      >>> mt.ibp(bump)(mt.Interval(jnp.array(0.0), jnp.array(1.0))).upper.item() < 0.42889  # 1 / sqrt(2 e) = 0.428882
-      True
+    Example (`docs/adding-a-rule.md` has it whole)::
+
+        mt.bounds.register_function("bump", bump, mt.bounds.Curve(bump, False, critical=turns, inflections=bends))
     """
     primitive = Primitive(name)
     register(curve_rule(rule, steps=8) if isinstance(rule, Curve) else rule, primitive)
