@@ -134,6 +134,8 @@ def _forwards(op: Op, rule: rules.Rule, operands: list[rules.Value], sound: bool
     boxes = list(rule.interval(op, inflated))
     errors = rule.rounded(op, operands, boxes) if rule.rounded else [None] * len(boxes)
     boxes = [_widened(box, error) for box, error in zip(boxes, errors, strict=True)]
+    if (least := rule.least(op)) is not None:
+        boxes = [Interval(jnp.maximum(box.lower, least), box.upper) for box in boxes]
     if inflated is operands:
         return boxes
     return [_widened(box, jnp.asarray(terms * rounding.tiny(box.dtype), box.dtype)) for box in boxes]

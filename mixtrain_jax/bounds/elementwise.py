@@ -27,7 +27,10 @@ from mixtrain_jax.bounds.tape import Op, Ref
 
 
 def curve_rule(
-    curve: Curve | Callable[[Op], Curve | None], steps: int = 1, units: Callable[[Op, Interval], Any] | None = None
+    curve: Curve | Callable[[Op], Curve | None],
+    steps: int = 1,
+    units: Callable[[Op, Interval], Any] | None = None,
+    least: Callable[[Op], float | None] = lambda op: None,
 ) -> Rule:
     """The rule of an entrywise function from its curve: exact intervals, and the best lines above and below.
 
@@ -35,6 +38,7 @@ def curve_rule(
       curve: of the function; or a function of the op, for a curve that depends on parameters or exact operands, which
         may return None where the op is only known never to decrease.
       steps: operations of floating point one after the other, for what is computed in more than one.
+      least: number below which the function never is, however it is rounded.
       units: accuracy of the function on a box in units of roundoff; None for `rounding.ELEMENTARY`.
     """
 
@@ -75,6 +79,7 @@ def curve_rule(
         entrywise=True,
         rounded=rounded,
         terms=lambda op: (rounding.ELEMENTARY, rounding.ELEMENTARY),
+        least=least,
         way="chord and tangent",
     )
 
@@ -126,10 +131,16 @@ for _name, _curve in {
     "square": curves.SQUARE,
     "tanh": curves.TANH,
 }.items():
-    register(curve_rule(_curve, units=_UNITS.get(_name)), getattr(primitives, f"{_name}_p"))
+    _least = 0.0 if _name in ("abs", "exp", "exp2", "logistic", "rsqrt", "sqrt", "square") else None
+    _rule = curve_rule(_curve, units=_UNITS.get(_name), least=lambda op, least=_least: least)
+    register(_rule, getattr(primitives, f"{_name}_p"))
 register(
-    curve_rule(lambda op: curves.integer_pow(op.params["y"]), units=lambda op, x: max(8, 2 * abs(op.params["y"]))),
+    curve_rule(
+        lambda op: curves.integer_pow(op.params["y"]),
+        units=lambda op, x: max(8, 2 * abs(op.params["y"])),
+        least=lambda op: 0.0 if op.params["y"] % 2 == 0 else None,
+    ),
     primitives.integer_pow_p,
 )
-register(curve_rule(_power), primitives.pow_p)
+register(curve_rule(_power, least=lambda op: 0.0), primitives.pow_p)
 register(curve_rule(_clamp), primitives.clamp_p)

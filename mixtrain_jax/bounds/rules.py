@@ -68,6 +68,7 @@ class Rule:
         exact value, beyond the sums that `terms` counts; None for ops that move and compare but never compute.
       terms: `op -> (n, m)`: numbers of products that an output sums, and that the transpose of the op sums.
       stable: `(op, operands) -> array`, where a relaxation is exact already, so that tighter boxes are of no use.
+      least: `op -> number`, below which no output is, in floating point either; None where there is no such number.
       tunable: `relax` also takes an array of slopes in [0, 1], of the output's shape.
       way: what the relaxation is, in the words of the coverage table.
     """
@@ -81,6 +82,7 @@ class Rule:
     rounded: Callable[[Op, Sequence[Value], Sequence[Interval]], Arrays] | None = rounded_once
     terms: Callable[[Op], tuple[int, int]] = lambda op: (1, 1)
     stable: Callable[[Op, Sequence[Value]], jax.Array] | None = None
+    least: Callable[[Op], float | None] = lambda op: None
     tunable: bool = False
     way: str = ""
 
