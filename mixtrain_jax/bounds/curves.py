@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -220,6 +220,34 @@ def _tangent(f: Callable[[Array], Array], lower: Array, upper: Array) -> Array:
     return jnp.where(narrow, slope, jnp.clip(slope, least, most))
 
 
+@jax.custom_jvp
+def _as_gradient(value: Array, other: Array) -> Array:
+    """A value that is differentiated as if it were the other."""
+    del other
+    return value
+
+
+@_as_gradient.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return _as_gradient(*primals), tangents[1]
+
+
+def _highest(f: Callable[[Array], Array], slope: Array, points: Sequence[Array]) -> Array:
+    """How far a function is above a line through 0, where that is the most.
+
+    A chord touches at both ends, so they tie but for rounding. The gradient is that of the first in a tie: those of
+    `jnp.maximum` and of a bare comparison may count both or neither, as a compiler is free to round a value in one way
+    for the one and in another way for the other.
+    """
+    rises = [(f(x), slope * x) for x in points]
+    above = [value - rise for value, rise in rises]
+    slack = 16 * float(jnp.finfo(slope.dtype).eps) * sum(jnp.abs(value) + jnp.abs(rise) for value, rise in rises)
+    chosen = above[0]
+    for value in above[1:]:
+        chosen = jnp.where(value > chosen + slack, value, chosen)
+    return _as_gradient(functools.reduce(jnp.maximum, above), chosen)
+
+
 # --- lines above ----------------------------------------------------------------------------------------------------
 
 
@@ -234,8 +262,7 @@ def _above(curve: Curve, lower: Array, upper: Array) -> tuple[Array, Array]:
     else:
         slope = _slope_of_one_piece(curve, lower, upper)
     # The line touches the curve at an end or at the midpoint; the highest of the three also covers rounding.
-    touching = [curve.f(x) - slope * x for x in (lower, middle, upper)]
-    return slope, jnp.maximum(jnp.maximum(touching[0], touching[2]), touching[1])
+    return slope, _highest(curve.f, slope, (lower, middle, upper))
 
 
 def _slope_of_one_piece(curve: Curve, lower: Array, upper: Array) -> Array:
@@ -354,7 +381,7 @@ def _supremum(curve: Curve, lower: Array, upper: Array, slope: Array) -> Array:
     point, and the tangent at one end of the bracket bounds what it holds. The gradient is that with the point fixed.
     """
     edges, pieces = _pieces(curve, lower, upper)
-    best = functools.reduce(jnp.maximum, [curve.f(edge) - slope * edge for edge in edges])
+    best = _highest(curve.f, slope, edges)
     fixed = lax.stop_gradient(slope)
     for left, right in pieces:
         p, q = _bisect(lambda t: _slope(curve.f, t) > fixed, left, right)
