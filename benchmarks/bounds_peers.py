@@ -213,7 +213,8 @@ def specification(labels: np.ndarray, classes: int = 10) -> np.ndarray:
 def jax_run(method: str, problem: Problem, bound: Callable[..., Any]) -> Run:
     """Time `bound(params, ball, labels)`, jitted, or its gradient by the parameters."""
     params, labels = jax_weights(problem), jnp.asarray(problem.labels)
-    ball = mt.linf_ball(jax_images(problem), problem.eps, (0.0, 1.0))
+    images = jax_images(problem)
+    ball = mt.Interval(np.maximum(images - problem.eps, 0), np.minimum(images + problem.eps, 1))  # as the peers round
     is_gradient = method.endswith("_grad")
     f = jax.jit(jax.grad(lambda *args: bound(*args).sum()) if is_gradient else bound)
 

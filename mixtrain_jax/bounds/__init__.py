@@ -1,9 +1,9 @@
 """Sound bounds of JAX functions, as function transformations. Imports jax and nothing else."""
 
 from mixtrain_jax.bounds.alpha_crown import alpha_crown
-from mixtrain_jax.bounds.backward import Bounded
 from mixtrain_jax.bounds.crown import crown, crown_ibp
 from mixtrain_jax.bounds.curves import Curve
+from mixtrain_jax.bounds.engine import Bounded
 from mixtrain_jax.bounds.errors import BoundsError, UnsupportedPrimitiveError
 from mixtrain_jax.bounds.functions import register_function
 from mixtrain_jax.bounds.ibp import ibp

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.bounds import rules
-from mixtrain_jax.bounds.backward import Analysis, Bounded, Domain, linear, map_rows, pull, read, slack, uses_of
+from mixtrain_jax.bounds.backward import Analysis, map_rows, pull
+from mixtrain_jax.bounds.engine import Bounded, Domain, linear, read, slack, uses_of
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Interval, intersect
 from mixtrain_jax.bounds.symbolic import Method

@@ -1,63 +1,22 @@
-"""The one engine: boxes forwards, linear functions backwards.
+"""The backward pass: a linear function of values on the tape becomes one of values whose boxes are known.
 
-Forwards, each operation turns the boxes of its operands into boxes of its outputs. Backwards, a linear function of some
-value on the tape is pulled through the operations that made it, each replaced by the affine functions below and above
-it, until it is a linear function of values whose boxes are known. Domains differ only in what they relax and which
-intermediate boxes they tighten that way.
+It is pulled through the operations that made those values, each replaced by the affine functions below and above it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import primitives
 
-from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules  # noqa: F401  (the first three register)
-from mixtrain_jax.bounds.errors import BoundsError
-from mixtrain_jax.bounds.interval import Ball, Interval, intersect
-from mixtrain_jax.bounds.relaxations import Slopes
+from mixtrain_jax.bounds import rounding, rules
+from mixtrain_jax.bounds.interval import Ball, Interval
 from mixtrain_jax.bounds.rules import Affine, Arrays, Relaxation
-from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, record
-
-
-@dataclasses.dataclass(frozen=True)
-class Domain:
-    """What a way of bounding does.
-
-    Attributes:
-      slopes: how ops that are not affine are relaxed; None not to, but to stop at their boxes.
-      tighten: whether the operands of relaxed ops get boxes from a backward pass, intersected with their interval ones.
-      chunk: rows of a backward pass that are in memory at a time; None for all.
-      budget: bytes that the rows of a backward pass may take, for one call that is not under `vmap`; it sets `chunk`.
-      sound: whether bounds hold in floating point too.
-    """
-
-    slopes: Slopes | None = None
-    tighten: bool = False
-    chunk: int | None = None
-    budget: int | None = None
-    sound: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("chunk", "budget"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise BoundsError(f"A bound wants {name} to be a positive integer or None, got {value!r}.")
-
-    def rows_at_a_time(self, tape: Tape) -> int | None:
-        """Rows of a backward pass that fit the budget."""
-        if self.chunk is not None or self.budget is None:
-            return self.chunk
-        refs = (*tape.input_refs(), *(ref for op in tape.ops for ref in op.outputs))
-        largest = max((math.prod(ref.shape) * jnp.dtype(ref.dtype).itemsize for ref in refs), default=1)
-        # Coefficients of both sides, before and after an op, their positive and negative parts, and a scratch copy.
-        return max(1, self.budget // max(1, 10 * largest))
+from mixtrain_jax.bounds.tape import Tape
 
 
 class Reach(enum.IntEnum):
@@ -79,209 +38,6 @@ class Analysis(NamedTuple):
     floor: list[jax.Array | None]  # what underflow may add to a bound that is pulled through an op
 
 
-def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analysis:
-    """Walk the tape forwards.
-
-    Args:
-      tape: the recorded function.
-      domain: what to do.
-      hints: other analyses of the tape, whose boxes are intersected with those found here.
-    """
-    known = Analysis(list(tape.inputs), [_of_input(x) for x in tape.inputs], [], [], [])
-    uses = uses_of(tape)
-    for op in tape.ops:
-        rule, affine = rules.find(op), rules.is_affine(op)
-        relaxed = None
-        if not affine:
-            _tighten_operands(tape, known, op, rule, domain)
-        if domain.slopes and rule.relax and not affine and all(map(rules.is_float, op.outputs)):
-            relaxed = rule.relax(op, read(known, op), domain.slopes)
-        boxes = _forwards(op, rule, read(known, op), domain.sound)
-        for hint in hints:
-            others = (hint.boxes[ref.index] for ref in op.outputs)
-            boxes = [intersect(box, other) for box, other in zip(boxes, others, strict=True)]
-        known.boxes.extend(boxes)
-        known.reach.extend([_reach(op, rule, known.reach)] * len(op.outputs))
-        known.relaxations.append(relaxed)
-        relaxation = rules.derive(op) if affine else relaxed
-        known.slack.append(slack(op, relaxation, known, uses) if domain.sound and relaxation else None)
-        known.floor.append(_floor(op, known) if domain.sound and relaxation else None)
-    return known
-
-
-def _of_input(x: Interval) -> Reach:
-    return Reach.ROUND if isinstance(x, Ball) else Reach.FREE
-
-
-def _tighten_operands(tape: Tape, known: Analysis, op: Op, rule: rules.Rule, domain: Domain) -> None:
-    for ref in op.refs:
-        if (domain.tighten and domain.slopes and rule.relax) or known.reach[ref.index] is Reach.ROUND:
-            needed = None
-            if rule.stable and len(op.refs) == 1:
-                needed = jnp.broadcast_to(~rule.stable(op, read(known, op)), ref.shape)
-            known.boxes[ref.index] = tightened(tape, known, ref, domain, needed)
-            known.reach[ref.index] = min(known.reach[ref.index], Reach.EXACT)
-
-
-def _forwards(op: Op, rule: rules.Rule, operands: list[rules.Value], sound: bool) -> list[Interval]:
-    """Boxes of the outputs of an op; for sums and products of many, through a box that rounding can't leave."""
-    if not sound:
-        return list(rule.interval(op, operands))
-    terms, _ = rule.terms(op)
-    inflated = operands
-    if rules.accumulates(op) and all(map(rules.is_float, op.refs)):
-        inflated = [rounding.inflate(x, terms) if isinstance(x, Interval) else x for x in operands]
-    boxes = list(rule.interval(op, inflated))
-    errors = rule.rounded(op, operands, boxes) if rule.rounded else [None] * len(boxes)
-    boxes = [_widened(box, error) for box, error in zip(boxes, errors, strict=True)]
-    if (least := rule.least(op)) is not None:
-        boxes = [Interval(jnp.maximum(box.lower, least), box.upper) for box in boxes]
-    if inflated is operands:
-        return boxes
-    return [_widened(box, jnp.asarray(terms * rounding.tiny(box.dtype), box.dtype)) for box in boxes]
-
-
-def _widened(box: Interval, error: jax.Array | None) -> Interval:
-    if error is None or not jnp.issubdtype(box.dtype, jnp.floating):
-        return box
-    return rounding.widen(box, error)
-
-
-def slack(op: Op, relaxation: Relaxation, known: Analysis, uses: Sequence[int]) -> Arrays | None:
-    """How much rounding may move an op from its relaxation, and the relaxation's backward pass from itself.
-
-    With `A` the coefficients of the outputs, an error `e` in an output adds at most `|A| |e|`. So do errors of the
-    backward map, which are relative to `|A| |W| |x|`, `|W| |x|` being the op's scale; and those of summing the offsets.
-    """
-    rule, operands = rules.find(op), read(known, op)
-    boxes = [known.boxes[ref.index] for ref in op.outputs]
-    (theirs, ours), paths = rule.terms(op), max(uses[ref.index] for ref in op.refs)
-    if rules.is_affine(op) and rule.rounded is None and max(ours, paths) == 1 and relaxation.lower.offsets is None:
-        return None
-    if relaxation.scale is not None:
-        scale = relaxation.scale
-    elif rules.accumulates(op):
-        scale = op.bind(*(rounding.magnitude(x) if _is_floating(x) else x for x in operands))
-    else:
-        scale = tuple(map(rounding.magnitude, boxes))
-    errors = rule.rounded(op, operands, boxes) if rule.rounded else (0.0,) * len(boxes)
-    offsets = [side.offsets or (0.0,) * len(boxes) for side in relaxation[:2]]
-    dtype = rounding.coarsest(*(ref.dtype for ref in (*op.refs, *op.outputs)))
-    return tuple(
-        (rounding.gamma(theirs + ours, dtype) + 2 * (paths - 1) * rounding.unit(dtype)) * size
-        + error
-        + rounding.gamma(rounding.steps(math.prod(ref.shape)), dtype) * jnp.maximum(jnp.abs(a), jnp.abs(b))
-        for ref, size, error, a, b in zip(op.outputs, scale, errors, *offsets, strict=True)
-    )
-
-
-def _is_floating(x: rules.Value) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _floor(op: Op, known: Analysis) -> jax.Array:
-    """A product of coefficients may vanish where it is tiny, and then loses as much times what it multiplies."""
-    _, ours = rules.find(op).terms(op)
-    floor = jnp.zeros(())
-    for ref in op.refs:
-        if rules.is_float(ref):
-            box = known.boxes[ref.index]
-            floor = floor + (ours + 1) * rounding.tiny(ref.dtype) * rounding.magnitude(box).sum().astype(floor.dtype)
-    return floor
-
-
-def uses_of(tape: Tape) -> list[int]:
-    """How often each ref is an operand."""
-    count = [0] * (1 + max((ref.index for op in tape.ops for ref in op.outputs), default=len(tape.inputs) - 1))
-    for op in tape.ops:
-        for ref in op.refs:
-            count[ref.index] += 1
-    return count
-
-
-def read(known: Analysis, op: Op) -> list[rules.Value]:
-    """The operands of an op, boxes in the place of refs."""
-    return [known.boxes[x.index] if isinstance(x, Ref) else x for x in op.operands]
-
-
-def _reach(op: Op, rule: rules.Rule, reach: list[Reach]) -> Reach:
-    before = [reach[ref.index] for ref in op.refs]
-    if rules.is_affine(op) and Reach.ROUND in before and Reach.LOOSE not in before:
-        return Reach.ROUND
-    if len(before) != 1:
-        return Reach.LOOSE
-    (ref,) = op.refs
-    copies = math.prod(op.outputs[0].shape) > math.prod(ref.shape)
-    if rule.entrywise or (op.primitive is primitives.broadcast_in_dim_p and not copies):  # a new axis of one
-        return max(before[0], Reach.EXACT) if copies else before[0]
-    return Reach.EXACT if rules.is_affine(op) and before[0] is Reach.FREE else Reach.LOOSE
-
-
-def tightened(tape: Tape, known: Analysis, ref: Ref, domain: Domain, needed: jax.Array | None = None) -> Interval:
-    """Box of a ref from a backward pass over each of its entries, never looser than the box known already.
-
-    Args:
-      tape: the recorded function.
-      known: what is known of what comes before the ref.
-      ref: the value to bound.
-      domain: what to do.
-      needed: entries for which a better box is of use; chunks without any are left out. None for all.
-    """
-    box = known.boxes[ref.index]
-    if known.reach[ref.index] < Reach.ROUND or not jnp.issubdtype(ref.dtype, jnp.floating):
-        return box
-    size, chunk = math.prod(ref.shape), domain.rows_at_a_time(tape)
-
-    def entry(i: jax.Array) -> Interval:
-        seed = (jnp.arange(size) == i).astype(ref.dtype).reshape(ref.shape)
-        return pull(tape, known, {ref.index: seed}, domain.sound)
-
-    if needed is None or chunk is None or chunk >= size:
-        bound = map_rows(entry, jnp.arange(size), chunk)
-    else:
-        bound = _map_needed(entry, needed.reshape(-1), box, chunk)
-    return intersect(box, jax.tree.map(lambda x: x.reshape(ref.shape), bound))
-
-
-def _map_needed(f: Callable[[jax.Array], Interval], needed: jax.Array, box: Interval, chunk: int) -> Interval:
-    """Rows in chunks, the needed ones first, and nothing for chunks of which none is."""
-    size = needed.size
-    order = jnp.argsort(~needed, stable=True)
-    order = jnp.concatenate([order, order[: -size % chunk]]).reshape(-1, chunk)
-    known = Interval(box.lower.reshape(-1), box.upper.reshape(-1))
-
-    def rows(places: jax.Array) -> Interval:
-        return jax.lax.cond(
-            needed[places].any(), jax.vmap(f), lambda i: Interval(known.lower[i], known.upper[i]), places
-        )
-
-    found = jax.lax.map(rows, order)
-    places = order.reshape(-1)[:size]
-    return jax.tree.map(lambda x, y: x.at[places].set(y.reshape(-1)[:size]), known, found)
-
-
-def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domain) -> Interval:
-    """Bounds of linear functions of a ref, never looser than stopping at the last ops that are not affine.
-
-    Args:
-      tape: the recorded function.
-      known: what a domain found on its way forwards.
-      ref: the value the functions are of.
-      rows: their coefficients, `[rows, *ref.shape]`.
-      domain: what to do.
-
-    Returns:
-      An `Interval` of shape `[rows]`.
-    """
-
-    def bound(relaxations: list[Relaxation | None]) -> Interval:
-        part = known._replace(relaxations=relaxations)
-        return map_rows(lambda row: pull(tape, part, {ref.index: row}, domain.sound), rows, domain.rows_at_a_time(tape))
-
-    folded = bound([None] * len(known.relaxations))
-    return intersect(folded, bound(known.relaxations)) if any(known.relaxations) else folded
-
-
 def map_rows(f: Callable[[jax.Array], Interval], rows: jax.Array, chunk: int | None) -> Interval:
     """A function of each row, `chunk` of them in memory at a time."""
     if chunk is None or chunk >= len(rows):
@@ -301,7 +57,7 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
 
     Args:
       tape: the recorded function.
-      known: boxes of every ref and relaxations of every op that the seeds depend on.
+      known: boxes of every ref and relaxations of every op that the seeds depend on; of affine ones they may be None.
       seeds: coefficients of each ref the function is of, in the ref's shape.
       sound: whether the bound holds in floating point too.
 
@@ -315,11 +71,11 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
     for op, relaxed, slack, floor in reversed(ops):
         if not any(ref.index in pending for ref in op.outputs):
             continue
-        relaxation = rules.derive(op) if rules.is_affine(op) else relaxed
+        relaxation = rules.derive(op) if relaxed is None and rules.is_affine(op) else relaxed
         if relaxation is None:
             continue  # Its outputs stay pending: their boxes are the end of the way.
         if slack is not None:
-            relaxation = _slackened(relaxation, slack)
+            relaxation = slackened(relaxation, slack)
         outs = [pending.pop(ref.index, None) or Sides(ref.zeros(), ref.zeros()) for ref in op.outputs]
         same = all(side.lower is side.upper for side in outs)
         out = Sides(tuple(s.lower for s in outs), tuple(s.upper for s in outs))
@@ -350,7 +106,7 @@ def _sum(terms: list[Sides], dtype: Any, sound: bool) -> Interval:
     return jax.tree.map(lambda x: x.astype(dtype), rounding.widen(total, error))
 
 
-def _slackened(relaxation: Relaxation, slack: Arrays) -> Relaxation:
+def slackened(relaxation: Relaxation, slack: Arrays) -> Relaxation:
     """The relaxation of an op that may be off by as much."""
     below, above = (side.offsets or (0.0,) * len(slack) for side in relaxation[:2])
     return Relaxation(
@@ -436,110 +192,3 @@ def _widen_by(ranges: Sides, sides: Sides, sizes: jax.Array, size: int) -> Sides
     error, least = rounding.gamma(2 * rounding.steps(size), sizes.dtype), rounding.tiny(sizes.dtype)
     low, high = (error * rounding.total(jnp.abs(a), sizes) + least * (size + sizes.sum()) for a in sides)
     return Sides(ranges.lower - low, ranges.upper + high)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounded:
-    """A function of intervals that returns intervals; what `ibp(f)` and the other domains return.
-
-    Attributes:
-      f: the function that is bounded.
-      domain: how.
-      others: further ways of bounding it; their boxes and results are intersected with its own.
-      finish: how linear functions of an output are bounded at the end, `linear` unless a domain knows better.
-    """
-
-    f: Callable[..., Any]
-    domain: Domain
-    others: tuple[Bounded, ...] = ()
-    finish: Callable[[Tape, Analysis, Ref, jax.Array, Domain], Interval] = linear
-
-    def __call__(self, *args: Any) -> Any:
-        """Bound `f(*args)`, where any leaf of `args` may be an `Interval` and every other leaf is exact.
-
-        Returns:
-          The outputs of `f`, every array an `Interval` of its shape.
-
-        Raises:
-          BoundsError: where an interval is malformed.
-          UnsupportedPrimitiveError: where an interval meets a primitive that has no rule for it.
-        """
-        tape = self._record(args)
-        analyses = self._analyses(tape)
-        return jax.tree.unflatten(tape.out_tree, [_box(tape, analyses, out) for out in tape.outputs])
-
-    def rows(self, rows: jax.Array, *args: Any) -> Interval:
-        """Bound the linear functions `sum(rows[i] * f(*args))`, folded into the affine maps that end `f`.
-
-        Args:
-          rows: coefficients, `[rows, *shape of f's output]`.
-          *args: as for a call.
-
-        Returns:
-          An `Interval` of shape `[rows]`.
-
-        Raises:
-          BoundsError: where `f` returns anything but one array, or `rows` don't fit it; and as a call does.
-        """
-        tape = self._record(args)
-        if len(tape.outputs) != 1:
-            raise BoundsError(f"rows wants a function of one output array, got one of {len(tape.outputs)}.")
-        (out,) = tape.outputs
-        if jnp.shape(rows)[1:] != jnp.shape(out):
-            raise BoundsError(
-                f"rows wants coefficients of shape [rows, {_list(out.shape)}], got {list(jnp.shape(rows))}."
-            )
-        rows = jnp.asarray(rows, jnp.result_type(out))
-        if not isinstance(out, Ref):
-            return _exact_rows(rows, out, self.domain.sound)
-        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in self._analyses(tape)]
-        return _best(bounds)
-
-    def _record(self, args: Sequence[Any]) -> Tape:
-        tape = record(self.f, args, functions.recognize)
-        return at_highest_precision(tape) if self.domain.sound else tape
-
-    def _analyses(self, tape: Tape) -> list[tuple[Bounded, Analysis]]:
-        """This way of bounding, alone or with the boxes of all ways, and the others each by itself."""
-        alone = [(way, analyse(tape, way.domain)) for way in (self, *self.others)]
-        if not self.others:
-            return alone
-        return [(self, analyse(tape, self.domain, [known for _, known in alone])), *alone]
-
-
-def _exact_rows(rows: jax.Array, out: jax.Array, sound: bool) -> Interval:
-    """Linear functions of an output that no interval reaches."""
-    value = jnp.tensordot(rows, out, axes=jnp.ndim(out), precision=jax.lax.Precision.HIGHEST)
-    if not sound:
-        return Interval(value, value)
-    sizes = jnp.tensordot(jnp.abs(rows), jnp.abs(out), axes=jnp.ndim(out), precision=jax.lax.Precision.HIGHEST)
-    return rounding.widen(Interval(value, value), rounding.gamma(jnp.size(out), rows.dtype) * sizes)
-
-
-def _box(tape: Tape, analyses: Sequence[tuple[Bounded, Analysis]], out: Operand) -> Interval:
-    if not isinstance(out, Ref):
-        return Interval(out, out)
-    return _best([_finished(tape, way, known, out) for way, known in analyses])
-
-
-def _finished(tape: Tape, way: Bounded, known: Analysis, out: Ref) -> Interval:
-    floating = jnp.issubdtype(out.dtype, jnp.floating)
-    if way.finish is not linear and floating and known.reach[out.index] is Reach.LOOSE:
-        size = math.prod(out.shape)
-        rows = jnp.eye(size, dtype=out.dtype).reshape(size, *out.shape)
-        bound = way.finish(tape, known, out, rows, way.domain)
-        return intersect(known.boxes[out.index], jax.tree.map(lambda x: x.reshape(out.shape), bound))
-    if way.domain.slopes or known.reach[out.index] is Reach.ROUND:
-        return tightened(tape, known, out, way.domain)
-    return known.boxes[out.index]
-
-
-def _best(bounds: Sequence[Interval]) -> Interval:
-    best, *rest = bounds
-    for bound in rest:
-        best = intersect(best, bound)
-    return best
-
-
-def _list(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixtrain_jax.bounds import backward, functions, lowering, rules  # noqa: F401  (importing the first registers all)
+from mixtrain_jax.bounds import engine, functions, lowering, rules  # noqa: F401  (importing the first registers all)
 
 _INTERVALS = {
     "structural": "exact",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mixtrain_jax.bounds.backward import Bounded, Domain
+from mixtrain_jax.bounds.engine import Bounded, Domain
 
 
 def ibp(f: Callable[..., Any], *, sound: bool = False) -> Bounded:
