@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -189,3 +190,35 @@ def test_nan_weights_never_certify() -> None:
         w = jnp.eye(3).at[0, 0].set(jnp.nan)
         margins = mt.margins(method, lambda x, w=w: jax.nn.relu(x @ w) @ w)(BATCH, LABELS)
         assert not np.any(np.asarray(margins[:, 0]) > 0)
+
+
+def _unruled(x: jax.Array) -> jax.Array:
+    return jax.lax.erf_inv(x) + 1
+
+
+def _indexing(x: jax.Array) -> jax.Array:
+    return jnp.arange(9.0)[x.astype(jnp.int32)]
+
+
+WRONG: dict[str, Callable[[], Any]] = {
+    "no rule for a primitive": lambda: mt.ibp(_unruled)(BALL),
+    "an interval where a value must be exact": lambda: mt.crown(_indexing)(BALL),
+    "ends of different shapes": lambda: mt.ibp(_unruled)(mt.Interval(jnp.zeros(3), jnp.ones(4))),
+    "labels that don't fit": lambda: mt.margins(mt.ibp, lambda x: x)(BATCH, LABELS[:1]),
+    "rows that don't fit": lambda: mt.ibp(lambda x: x * 2.0).rows(jnp.ones((2, 4)), BALL),
+    "lower above upper": lambda: mt.ibp(_unruled)(mt.Interval(jnp.ones(3), jnp.zeros(3))),
+    "NaN in a box": lambda: mt.ibp(_unruled)(mt.Interval(jnp.full(3, jnp.nan), jnp.ones(3))),
+    "NaN in an input": lambda: mt.linf_ball(X * np.nan, 0.1),
+    "a negative radius": lambda: mt.linf_ball(X, -0.1),
+    "an input off its domain": lambda: mt.linf_ball(X + 1, 0.1, (0.0, 1.0)),
+    "a radius for a whole batch": lambda: mt.l2_ball(X, np.ones((2, 1), np.float32)),
+    "no rows at a time": lambda: mt.crown(lambda x: x, chunk=0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_messages_are_these(name: str, snapshot: Any) -> None:
+    """What a user reads, in whole; `pytest --snapshot-update` accepts new words."""
+    with pytest.raises((mt.BoundsError, mt.UnsupportedPrimitiveError)) as caught:
+        WRONG[name]()
+    assert re.sub(r"\S*test_errors\.py:[\d:]+", "test_errors.py:LINE", str(caught.value)) == snapshot
