@@ -9,7 +9,7 @@ Every method is timed with the libraries taking turns, so that a noisy machine d
 medians of wall seconds and of CPU seconds, the least wall seconds, those of the first call (it compiles), the peak
 memory that a method adds to a fresh process, the median of ours over each peer's, and how far the bounds differ,
 relative to the largest of them: by how much ours are looser anywhere, and by how much tighter anywhere. Of gradients
-the norms are compared.
+the norms are compared. Bounds of `sound=True` are measured beside the plain ones, as if they were a peer's.
 """
 
 from __future__ import annotations
@@ -230,16 +230,17 @@ def norm(arrays: Iterator[np.ndarray]) -> np.ndarray:
     return np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in arrays))
 
 
-def ours(method: str, problem: Problem) -> Run:
-    """This package."""
+def ours(method: str, problem: Problem, sound: bool = False) -> Run:
+    """This package; soundly in floating point too, if asked for."""
     domains = {"ibp": mt.ibp, "crown_ibp": mt.crown_ibp, "crown": functools.partial(mt.crown, chunk=problem.chunk)}
+    domains = {name: functools.partial(domain, sound=sound) for name, domain in domains.items()}
 
     def bound(params: Any, ball: mt.Interval, labels: jax.Array) -> Any:
         network = functools.partial(jax_forward, problem, params)
         if method == "forward":
             return network(ball.lower)
         if method == "ibp":
-            return mt.ibp(network)(ball)
+            return domains[method](network)(ball)
         domain = domains[method.removesuffix("_grad").removesuffix("_margins")]
         return mt.margins(domain, network)(ball, labels)
 
@@ -346,7 +347,8 @@ def torch_network(problem: Problem) -> Any:
     return nn.Sequential(*modules[:-1]).eval()
 
 
-LIBRARIES = {"ours": ours, "auto_LiRPA": auto_lirpa, "jax_verify": jax_verify}
+OURS = {"ours": ours, "ours, sound": functools.partial(ours, sound=True)}
+LIBRARIES = {**OURS, "auto_LiRPA": auto_lirpa, "jax_verify": jax_verify}
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -379,7 +381,7 @@ def measure(name: str, method: str, libraries: Sequence[str], arguments: argpars
             result, first, _ = timed(run.call)
             run.call()
         except Exception as error:  # A peer may fail in any way; the others still count.
-            if library == "ours":
+            if library in OURS:
                 raise
             print(f"{library} fails on {method} of {name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
@@ -416,7 +418,7 @@ def child(arguments: argparse.Namespace) -> None:
     """Run one method and print by how many MiB the peak memory of this process grew."""
     (name,), (method,) = arguments.nets, arguments.methods
     problem = make_problem(name, method, arguments)
-    if arguments.child != "ours":
+    if arguments.child not in OURS:
         importlib.import_module(arguments.child)
     run = LIBRARIES[arguments.child](method, problem)
     before = peak_mib()
@@ -471,7 +473,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=["mnist_small", "cifar_large"], choices=list(NETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--peers", nargs="*", default=["auto_LiRPA", "jax_verify"], choices=list(LIBRARIES)[1:])
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["auto_LiRPA", "jax_verify"],
+        choices=[name for name in LIBRARIES if name not in OURS],
+    )
     parser.add_argument("--batch", type=int, help="examples; without it, what the network's entry says")
     parser.add_argument("--crown-batch", type=int, help="the same for CROWN")
     parser.add_argument("--chunk", type=int, default=256, help="rows of our CROWN in memory at a time")
@@ -491,7 +498,7 @@ def main() -> None:
     arguments = parse()
     if arguments.child:
         return child(arguments)
-    libraries, found = ["ours", *importable(arguments.peers)], {}
+    libraries, found = [*OURS, *importable(arguments.peers)], {}
     console = Console(width=None if sys.stdout.isatty() else 130)
     for name in arguments.nets:
         found[name] = {method: measure(name, method, libraries, arguments) for method in arguments.methods}
