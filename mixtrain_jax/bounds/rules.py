@@ -452,12 +452,16 @@ def _products(op: Op) -> tuple[int, int]:
     x, y = (operand.shape for operand in op.operands)
     (out,) = op.outputs
     if op.primitive is primitives.conv_general_dilated_p:
-        features = op.params["dimension_numbers"].rhs_spec[0]
-        groups = op.params["feature_group_count"] * op.params["batch_group_count"]
-        forward = math.prod(y) // y[features]
-        kernel = math.prod(y) // groups
+        params, kernel = op.params, op.params["dimension_numbers"].rhs_spec
+        features, sizes = y[kernel[0]], [y[d] for d in kernel[2:]]
+        forward = math.prod(y) // features
+        groups = params["feature_group_count"] * params["batch_group_count"]
+        # Of a stride, an entry of the operand meets only the taps that fall on it.
+        steps = zip(sizes, params["window_strides"], params["rhs_dilation"], strict=True)
+        taps = math.prod(-(-size * math.gcd(stride, dilation) // stride) for size, stride, dilation in steps)
+        of_operand = taps * features // groups
         of_kernel = math.prod(out.shape) if isinstance(op.operands[1], Ref) else 1
-        return forward, max(kernel, of_kernel)
+        return forward, max(of_operand, of_kernel)
     (contracted, _), (batched, _) = op.params["dimension_numbers"]
     forward = math.prod(x[i] for i in contracted)
     shared = max(1, forward * math.prod(x[i] for i in batched))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 import mixtrain_jax as mt
+from mixtrain_jax.bounds import rules
+from mixtrain_jax.bounds.tape import record
 
 METHODS = {
     "ibp": mt.ibp,
@@ -237,3 +240,24 @@ def test_ordinary_bounds_widen_little(eps: float) -> None:
         wider = jnp.maximum(plain.lower - sound.lower, sound.upper - plain.upper)
         assert wider.min() > 0
         assert wider.max() < 1e-3 * jnp.abs(jnp.stack([plain.lower, plain.upper])).max()
+
+
+@pytest.mark.parametrize(("feature_groups", "batch_groups"), [(1, 1), (2, 1), (1, 2)])
+def test_terms_of_a_convolution_are_counted(feature_groups: int, batch_groups: int) -> None:
+    """With ones for weights and coefficients, sums are how many terms they have: of the map, and of its transpose."""
+    for size, stride, dilation, spread, padding in itertools.product((1, 3, 4), (1, 2, 3), (1, 2), (1, 2), ((2, 1),)):
+        kernel, x = np.ones((size, 4 // feature_groups, 4), np.float32), jnp.ones((2, 13, 4))
+
+        def conv(v: jax.Array, kernel=kernel, stride=stride, dilation=dilation, spread=spread, padding=padding) -> Any:
+            layout = ("NWC", "WIO", "NWC")
+            return jax.lax.conv_general_dilated(
+                v, kernel, (stride,), [padding], (spread,), (dilation,), layout, feature_groups, batch_groups
+            )
+
+        (op,) = record(conv, (mt.Interval(x, x),), lambda ops, _: ops).ops
+        theirs, ours = rules.find(op).terms(op)
+        (counts,) = jax.linear_transpose(conv, x)(jnp.ones(op.outputs[0].shape))
+        assert conv(x).max() <= theirs == size * 4 // feature_groups
+        assert counts.max() <= ours
+        if (spread, dilation, batch_groups) == (1, 1, 1) and size >= stride:
+            assert counts.max() == ours  # as few as there are
