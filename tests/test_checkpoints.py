@@ -283,9 +283,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(tmp_path):
     )
     target = {"step": np.int64(0), "x": np.zeros((200, 100), np.float32)}
     for seed in range(2):
-        folder = (
-            tmp_path / f"checkpoints_{seed}"
-        )  # its own: what Orbax clears away in the background may still be going
+        folder = tmp_path / f"checkpoints_{seed}"  # its own: Orbax may still be clearing the last one
         process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
         for line in itertools.islice(process.stdout, 5):
             told = int(line)
