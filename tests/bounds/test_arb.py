@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from flint import arb, ctx
 from jax import lax, nn
-from test_probes import promotion_as_users_have_it
+from test_probes import jit, promotion_as_users_have_it
 
 import mixtrain_jax as mt
 
 __all__ = ["promotion_as_users_have_it"]  # a fixture that every test of this file uses
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BOXES, POINTS = 120, 6
 
 

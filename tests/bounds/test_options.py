@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_probes import promotion_as_users_have_it
+from test_probes import METHODS, promotion_as_users_have_it
 
 import mixtrain_jax as mt
 from mixtrain_jax import bounds
 from mixtrain_jax.bounds import coverage, engine, windows
 
 __all__ = ["promotion_as_users_have_it"]  # a fixture that every test of this file uses
-METHODS = {"ibp": mt.ibp, "crown_ibp": mt.crown_ibp, "symbolic": mt.symbolic, "crown": mt.crown}
 SETS = {1: mt.l1_ball, 2: mt.l2_ball, np.inf: mt.linf_ball}
 
 

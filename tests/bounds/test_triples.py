@@ -16,22 +16,15 @@ import jax
 import numpy as np
 import pytest
 from test_primitives import PROBES
-from test_probes import promotion_as_users_have_it
+from test_probes import METHODS, jit, promotion_as_users_have_it
 
 import mixtrain_jax as mt
 
 __all__ = ["promotion_as_users_have_it"]  # a fixture that every test of this file uses
 
-METHODS = {
-    "ibp": mt.ibp,
-    "crown_ibp": mt.crown_ibp,
-    "symbolic": mt.symbolic,
-    "crown": mt.crown,
-    "alpha_crown": functools.partial(mt.alpha_crown, steps=1),
-}
+WAYS = {**METHODS, "alpha_crown": functools.partial(mt.alpha_crown, steps=1)}
 DRAWS, POINTS, DEPTH = 12, 24, 3
 RADII = np.array([0.0, 1e-6, 1e-4, 1e-2, 0.1, 0.5])
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Layer = Callable[[jax.Array], jax.Array]
 
 
@@ -86,14 +79,14 @@ def _cases(chain: str) -> tuple[Any, mt.Interval, np.ndarray]:
 
 def _bounds(chain: str, method: str, weights: Any, balls: mt.Interval) -> mt.Interval:
     def bound(w: Any, ball: mt.Interval) -> mt.Interval:
-        return METHODS[method](functools.partial(_network, CHAINS[chain], w), sound=True)(ball)
+        return WAYS[method](functools.partial(_network, CHAINS[chain], w), sound=True)(ball)
 
     return jax.device_get(jit(jax.vmap(bound))(weights, balls))
 
 
 def _pairs() -> list[Any]:
     """Each network with `ibp` and with one of the other methods in turn."""
-    others = [name for name in METHODS if name != "ibp"]
+    others = [name for name in WAYS if name != "ibp"]
     return [
         pytest.param(chain, name, id=f"{chain}-{name}")
         for i, chain in enumerate(CHAINS)

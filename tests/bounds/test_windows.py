@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from test_probes import promotion_as_users_have_it
+from test_probes import jit, promotion_as_users_have_it
 
 from mixtrain_jax.bounds import backward, engine, windows
 from mixtrain_jax.bounds.interval import Interval, l2_ball, linf_ball
 
 __all__ = ["promotion_as_users_have_it"]  # a fixture that every test of this file uses
 Net = Callable[[Any, jax.Array], jax.Array]
-# Dozens of programs are compiled here and run for microseconds.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 NHWC, NCHW, NWC = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NWC", "WIO", "NWC")
 
 
