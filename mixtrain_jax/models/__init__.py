@@ -1,7 +1,40 @@
 """Networks by name, as Flax linen modules of `[n, height, width, channels] -> [n, classes]`."""
 
-from mixtrain_jax.models.small import CNN, MLP
+from __future__ import annotations
 
-MODELS = {"mlp": MLP, "cnn": CNN}
+import functools
+from collections.abc import Callable, Sequence
 
-__all__ = ["CNN", "MLP", "MODELS"]
+import flax.linen as nn
+
+from mixtrain_jax.models.networks import MLP, Large, Normalized, ResNet, Small
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "small": Small,
+    "large": Large,
+    "resnet": ResNet,
+    "resnet_mixtrain": functools.partial(ResNet, first_stride=2),
+    "resnet_imagenet": functools.partial(ResNet, width=512, first_stride=2, stem=7, last_scale=0.1),
+}
+
+
+def build(
+    name: str, *, classes: int, width: int = 0, normalization: tuple[Sequence[float], Sequence[float]] | None = None
+) -> nn.Module:
+    """A network by its name in `MODELS`.
+
+    Args:
+      name: which network.
+      classes: number of logits.
+      width: units of its hidden layers; 0 for its own number.
+      normalization: mean and standard deviation of each channel; None for a network that sees pixels as they are.
+    """
+    network = MODELS[name](classes=classes, **({"width": width} if width else {}))
+    if normalization is None:
+        return network
+    mean, std = normalization
+    return Normalized(network, tuple(mean), tuple(std))
+
+
+__all__ = ["MLP", "MODELS", "Large", "Normalized", "ResNet", "Small", "build"]
