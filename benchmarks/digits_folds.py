@@ -22,7 +22,6 @@ import numpy as np
 from mixtrain_jax import certify, data
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.config import Config
-from mixtrain_jax.data.order import batch_indices
 from mixtrain_jax.training import run
 
 BLOCK, BLOCKS = 300, 4
@@ -35,23 +34,21 @@ def fold(dataset: data.Dataset, index: int) -> data.Dataset:
     rest = np.setdiff1d(np.arange(len(dataset.train)), block)
     images, labels = dataset.train.images, dataset.train.labels
     return dataclasses.replace(
-        dataset, train=data.Split(images[rest], labels[rest]), test=data.Split(images[block], labels[block])
+        dataset, train=data.Split(images[rest], labels[rest], 16), test=data.Split(images[block], labels[block], 16)
     )
 
 
 def accuracies(config: Config, dataset: data.Dataset) -> tuple[float, float]:
     """Clean and verified accuracy on the test split after training."""
     setup = run.prepare(config, dataset)
-    split = (jnp.asarray(setup.train.images), jnp.asarray(setup.train.labels))
     state = setup.initial
     absent = setup.steps.absent(state)
-    for step in range(setup.total_steps):
-        indices = jnp.asarray(batch_indices(config.seed, step, config.batch_size, len(setup.train)))
-        clean = setup.steps.clean(state, split, indices)
-        robust = setup.steps.robust(state, split, indices) if run.has_robust(config, step) else absent
+    for step, (batch, pool) in enumerate(setup.feed(0, setup.total_steps)):
+        clean = setup.steps.clean(state, batch) if run.has_clean(config) else absent
+        robust = setup.steps.robust(state, pool) if run.has_robust(config, step) else absent
         state = setup.steps.update(state, clean, robust)
     logits_fn = functools.partial(setup.apply, state.params)
-    images, labels = jnp.asarray(dataset.test.images), jnp.asarray(dataset.test.labels)
+    images, labels = jnp.asarray(dataset.test.floats().images), jnp.asarray(dataset.test.labels)
     right = logits_fn(images).argmax(-1) == labels
     proved = jnp.zeros_like(right)
     for method in certify.methods(["ibp", "symbolic", "crown"]).values():

@@ -24,52 +24,51 @@ import optax
 from mixtrain_jax import certify, mixing, models
 from mixtrain_jax.training.run import device
 from mixtrain_jax.training.state import Totals, TrainState
-from mixtrain_jax.training.steps import Steps, make_steps
+from mixtrain_jax.training.steps import Batch, Steps, bounded, make_steps
 
 # Name: network, image shape, batch.
 CASES = {
     "digits mlp 512": ("mlp", 512, (8, 8, 1), 128),
-    "digits cnn": ("cnn", 100, (8, 8, 1), 128),
-    "mnist_small": ("cnn", 100, (28, 28, 1), 128),
-    "cifar_small": ("cnn", 100, (32, 32, 3), 128),
+    "digits cnn": ("small", 100, (8, 8, 1), 128),
+    "mnist_small": ("small", 100, (28, 28, 1), 128),
+    "cifar_small": ("small", 100, (32, 32, 3), 128),
 }
 
 
-def prepare(case: str, bound: str, share: int) -> tuple[Steps, TrainState, tuple[jax.Array, jax.Array], jax.Array]:
-    """Steps, a first state, random data and one batch of a case."""
+def prepare(case: str, bound: str, share: int) -> tuple[Steps, TrainState, Batch]:
+    """Steps, a first state and one random batch of a case."""
     name, width, shape, batch = CASES[case]
-    network = models.MODELS[name](classes=10, width=width)
+    network = models.build(name, classes=10, width=width)
     rng = np.random.default_rng(0)
-    data = (jnp.asarray(rng.random((4 * batch, *shape), np.float32)), jnp.asarray(rng.integers(0, 10, 4 * batch)))
-    params = jax.jit(network.init)(jax.random.key(0), data[0][:1])
+    examples = Batch(jnp.asarray(rng.random((batch, *shape), np.float32)), jnp.asarray(rng.integers(0, 10, batch)))
+    params = jax.jit(network.init)(jax.random.key(0), examples.images[:1])
     tx, rule = optax.adamw(1e-3), mixing.constrained(0.98, optax.sgd(0.05))
     steps = make_steps(
         lambda p, x: network.apply(p, x),
-        method=certify.methods([bound], sound=False)[bound],
+        worst_case=bounded(certify.methods([bound], sound=False)[bound], (0.0, 1.0)),
         eps=optax.constant_schedule(0.1),
         k=batch // share,
         replace=False,
         key=jax.random.key(1),
-        domain=(0.0, 1.0),
         rule=rule,
         tx=tx,
         steps_per_epoch=4,
     )
     zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
     state = TrainState(zero, params, tx.init(params), rule.init(), Totals.zeros(), none)
-    return steps, state, data, jnp.arange(batch)
+    return steps, state, examples
 
 
 def measure(case: str, bound: str, share: int, rounds: int) -> dict[str, float]:
     """Median seconds of the clean and of the whole step, and their ratio."""
-    steps, state, data, batch = prepare(case, bound, share)
+    steps, state, batch = prepare(case, bound, share)
     absent = steps.absent(state)
 
     def clean_step(state: TrainState) -> TrainState:
-        return steps.update(state, steps.clean(state, data, batch), absent)
+        return steps.update(state, steps.clean(state, batch), absent)
 
     def whole_step(state: TrainState) -> TrainState:
-        return steps.update(state, steps.clean(state, data, batch), steps.robust(state, data, batch))
+        return steps.update(state, steps.clean(state, batch), steps.robust(state, batch))
 
     started = time.perf_counter()
     state = jax.block_until_ready(whole_step(state))

@@ -65,14 +65,14 @@ class Transformer(nn.Module):
 # Name: network, radius, share of the robust loss in training.
 NETS = {
     "MLP 64-100-10": (models.MLP(10, 100), 0.05, 0.5),
-    "conv net 16-32-100-10": (models.CNN(10), 0.05, 0.5),
+    "conv net 16-32-100-10": (models.Small(10), 0.05, 0.5),
     "transformer block": (Transformer(), 0.002, 0.0),
 }
 
 
 def train(net: nn.Module, eps: float, share: float, epochs: int = 12) -> Callable[[jax.Array], jax.Array]:
     """The logits function of a network trained on the digits."""
-    split = data.load("digits").train
+    split = data.load("digits").train.floats()
     params = jax.jit(net.init)(jax.random.key(0), split.images[:1])
     tx = optax.adam(2e-3)
     state = tx.init(params)
@@ -102,7 +102,7 @@ def measure(name: str, images: int, rounds: int) -> dict[str, Any]:
     """All methods on one network."""
     net, eps, share = NETS[name]
     f = train(net, eps, share)
-    test = data.load("digits").test
+    test = data.load("digits").test.floats()
     right = np.flatnonzero(np.argmax(f(test.images), -1) == test.labels)[:images]
     x, y = jnp.asarray(test.images[right]), jnp.asarray(test.labels[right])
     ball = mt.linf_ball(x, eps, (0.0, 1.0))

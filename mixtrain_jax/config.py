@@ -34,12 +34,18 @@ class Config:
       ConfigError: where a field has the wrong type or is out of range.
     """
 
-    data: Literal["digits"] = "digits"
-    """Data set."""
-    model: Literal["mlp", "cnn"] = "mlp"
-    """Network: one hidden layer, or two convolutions and one hidden layer."""
-    width: Annotated[int, Range(1, 65536)] = 1024
-    """Units of the hidden layer; 1 to 65536."""
+    data: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped", "imagenet200"] = "digits"
+    """Data set: digits comes with the package, the others are prepared by TensorFlow Datasets."""
+    model: Literal["mlp", "small", "large", "resnet", "resnet_mixtrain", "resnet_imagenet"] = "mlp"
+    """Network: one hidden layer; the paper's small, large and residual ones; its residual ones as the authors' code has them, for CIFAR-10 and for ImageNet-200."""  # noqa: E501  a line of help
+    width: Annotated[int, Range(0, 65536)] = 0
+    """Units of a hidden layer, 0 for the network's own number; 0 to 65536."""
+    crop: Annotated[int, Range(0, 64)] = 0
+    """Largest shift of a training image, in pixels; 0 to 64."""
+    flip: bool = False
+    """Mirror half of the training images, left to right."""
+    trainer: Literal["standard", "pgd", "robust", "mixtrain"] = "mixtrain"
+    """What is trained: standard, the clean loss alone; pgd, the loss at attacked images (adversarial training); robust, clean and sound loss of every example; mixtrain, clean loss of every example and sound loss of few."""  # noqa: E501  a line of help
     eps: Annotated[float, Range(0, 1)] = 0.1
     """Radius of the l-infinity ball that is certified, in pixel units; 0 to 1."""
     train_eps_ratio: Annotated[float, Range(0, 4)] = 1.0
@@ -50,6 +56,8 @@ class Config:
     """Sound bounds that the robust loss is computed from."""
     robust_examples: Annotated[int, Range(1)] = 16
     """k: examples of a batch that carry the robust loss; 1 to batch_size."""
+    subsample: Literal["batch", "epoch"] = "batch"
+    """Where the k examples come from: each step's own batch, or a subset of the training examples drawn each epoch."""
     replace: bool = False
     """Draw the k examples with replacement, as the authors of MixTrain do."""
     robust_probability: Annotated[float, Range(0, 1)] = 1.0
@@ -64,24 +72,32 @@ class Config:
     """Clean accuracy on training batches that constrained holds; 0 to 1."""
     mixing_learning_rate: Annotated[float, Range(0, 100)] = 0.2
     """Step of the optimizer that moves the share of constrained; 0 to 100."""
+    train_attack_steps: Annotated[int, Range(1, 1000)] = 7
+    """Steps of the attack in training, for the trainer pgd; 1 to 1000."""
     epochs: Annotated[int, Range(1, 10**6)] = 960
     """Passes over the training data; 1 to 1000000."""
     batch_size: Annotated[int, Range(1, 10**6)] = 128
     """n: examples a step; 1 to 1000000."""
     learning_rate: Annotated[float, Range(0, 10)] = 5e-3
     """Peak step of AdamW, falling to 0 by a cosine; 0 to 10."""
+    warmup: Annotated[float, Range(0, 1)] = 0.0
+    """Share of training over which the step of AdamW grows linearly from 0 to its peak; 0 to 1."""
     weight_decay: Annotated[float, Range(0, 10)] = 0.1
     """Decoupled weight decay of AdamW; 0 to 10."""
     clip: Annotated[float, Range(0)] = 10.0
     """Largest global norm of a gradient; at least 0."""
     holdout: Annotated[int, Range(1)] = 50
     """Training examples that are held out and only measured on; at least 1."""
+    measure: Annotated[int, Range(1)] = 1000
+    """Held-out examples measured on while training, the first so many; at least 1."""
     certify: tuple[Bound, ...] = ("ibp", "crown_ibp", "symbolic", "crown")
     """Bounds tried in turn on the test set; an image is verified when one of them proves it."""
     attack_steps: Annotated[int, Range(1, 10000)] = 100
     """Steps of the PGD attack on the test set; 1 to 10000."""
     attack_restarts: Annotated[int, Range(1, 1000)] = 3
     """Starts of the PGD attack; 1 to 1000."""
+    curve_examples: Annotated[int, Range(1)] = 500
+    """Test images that the curve of accuracy against the radius is drawn from, the first so many; at least 1."""
     points: Annotated[int, Range(1, 10**6)] = 40
     """How often training logs and measures on the held-out examples, over the whole run; 1 to 1000000."""
     checkpoint_seconds: Annotated[float, Range(0)] = 10.0
@@ -102,6 +118,10 @@ class Config:
             raise ConfigError(f"share must lie strictly between 0 and 1 for constrained mixing, got {self.share}.")
         if not self.certify:
             raise ConfigError("certify must name at least one bound.")
+
+    def robust_count(self) -> int:
+        """Examples of a step that carry the robust loss."""
+        return self.robust_examples if self.trainer == "mixtrain" else self.batch_size
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in order."""

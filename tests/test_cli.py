@@ -194,7 +194,7 @@ def test_a_damaged_config_in_the_folder_exits_with_2(tmp_path, content):
 
 def test_the_convolutional_network_runs_from_a_config_file_anywhere(tmp_path):
     (tmp_path / "small.toml").write_text(
-        'model = "cnn"\nwidth = 4\nbound = "ibp"\nepochs = 1\nrobust_examples = 2\npoints = 1\n'
+        'model = "small"\nwidth = 4\nbound = "ibp"\nepochs = 1\nrobust_examples = 2\npoints = 1\n'
         'attack_steps = 1\nattack_restarts = 1\ncertify = ["ibp"]\nmixing = "authors"\nrobust_probability = 0.5\n'
     )
     done = program.run("small.toml", cwd=tmp_path)

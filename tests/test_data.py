@@ -6,7 +6,7 @@ import pytest
 
 from mixtrain_jax import data
 from mixtrain_jax.data import Dataset, Split, check
-from mixtrain_jax.data.order import batch_indices
+from mixtrain_jax.data.order import batch_indices, subset_indices
 from mixtrain_jax.errors import ConfigError, DataError, NonFiniteError
 
 digits_module = importlib.import_module("mixtrain_jax.data.digits")
@@ -15,6 +15,22 @@ digits_module = importlib.import_module("mixtrain_jax.data.digits")
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits")
+
+
+def test_floats_are_pixels_of_the_domain(digits):
+    floats = digits.train.floats()
+    np.testing.assert_array_equal(floats.images * 16, digits.train.images)
+    assert floats.floats().images is floats.images
+    np.testing.assert_array_equal(Split(np.uint8([[[[255]]]]), np.int32([0])).floats().images, 1)
+
+
+def test_integers_above_their_levels_are_refused(small):
+    images = np.full((3, 2, 2, 1), 16, np.uint8)
+    labels = np.zeros(3, np.int32)
+    assert check(dataclasses.replace(small, test=Split(images, labels, 16)))
+    images[1, 0, 1, 0] = 17
+    with pytest.raises(DataError, match=r"test split: example 1 has a pixel outside \(0, 16\) \(1 such"):
+        check(dataclasses.replace(small, test=Split(images, labels, 16)))
 
 
 def together(digits):
@@ -30,14 +46,15 @@ def test_digits_have_their_shapes_and_types(digits):
     assert len(digits.train) == 1297
     assert len(digits.test) == 500
     for split in (digits.train, digits.test):
-        assert split.images.dtype == np.float32
+        assert split.images.dtype == np.uint8
+        assert split.floats().images.dtype == np.float32
         assert split.labels.dtype == np.int32
     assert (digits.name, digits.classes, digits.domain) == ("digits", 10, (0.0, 1.0))
 
 
 def test_digits_have_seventeen_grey_levels(digits):
     images, _ = together(digits)
-    np.testing.assert_array_equal(np.unique(images * 16), np.arange(17))
+    np.testing.assert_array_equal(np.unique(images), np.arange(17))
 
 
 def test_digits_have_the_published_class_counts(digits):
@@ -49,7 +66,7 @@ def test_digits_are_those_of_scikit_learn_in_its_order(digits):
     datasets = pytest.importorskip("sklearn.datasets")
     theirs = datasets.load_digits()
     images, labels = together(digits)
-    np.testing.assert_array_equal(images[..., 0] * 16, theirs.images)
+    np.testing.assert_array_equal(images[..., 0], theirs.images)
     np.testing.assert_array_equal(labels, theirs.target)
 
 
@@ -138,6 +155,35 @@ def test_every_example_comes_once_an_epoch_across_batch_borders(batch, count):
     assert stream.dtype == np.int32
     for epoch in range(6):
         np.testing.assert_array_equal(np.sort(stream[epoch * count : (epoch + 1) * count]), np.arange(count))
+
+
+@pytest.mark.parametrize(("batch", "count", "k"), [(8, 64, 2), (7, 20, 3), (5, 23, 1), (9, 9, 4)])
+def test_the_subset_of_an_epoch_has_its_share_and_no_example_twice(batch, count, k):
+    by_epoch = {}
+    for step in range(5 * count // batch):
+        indices = subset_indices(1, step, batch, count, k)
+        assert indices.shape == (k,)
+        by_epoch.setdefault(step * batch // count, []).extend(indices.tolist())
+    assert len(by_epoch) == 5
+    for chosen in by_epoch.values():
+        assert len(chosen) == len(set(chosen))
+        assert set(chosen) <= set(range(count))
+        assert abs(len(chosen) - count * k / batch) <= k
+    assert by_epoch[0] != by_epoch[1]
+
+
+def test_subsets_are_uniform():
+    counts = np.zeros(12, int)
+    for seed in range(1500):
+        counts[subset_indices(seed, 1, 4, 12, 2)] += 1
+    assert np.abs(counts / 1500 - 2 / 12).max() < 4 * (2 / 12 * 10 / 12 / 1500) ** 0.5
+
+
+def test_a_subset_with_replacement_repeats_examples_and_is_pure():
+    drawn = subset_indices(0, 3, 50, 50, 50, replace=True)
+    assert len(set(drawn.tolist())) < 50
+    assert drawn.max() < 50
+    np.testing.assert_array_equal(drawn, subset_indices(0, 3, 50, 50, 50, replace=True))
 
 
 def test_batches_are_full_even_beyond_the_number_of_examples():

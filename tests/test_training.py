@@ -22,7 +22,7 @@ from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Totals, TrainState
-from mixtrain_jax.training.steps import Part, jit_once, make_steps
+from mixtrain_jax.training.steps import Batch, Part, bounded, jit_once, make_steps
 
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
 TINY = {
@@ -70,15 +70,14 @@ def default_params():
     return jax.jit(NET.init)(jax.random.key(0), dataset()[0][:1])
 
 
-def steps_of(rule=None, tx=None, *, k=K, replace=False, eps=EPS, steps_per_epoch=2.5):
+def steps_of(rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS, steps_per_epoch=2.5):
     return make_steps(
         NET.apply,
-        method=bounds.ibp,
+        worst_case=worst_case or bounded(bounds.ibp, (0.0, 1.0)),
         eps=optax.constant_schedule(eps),
         k=k,
         replace=replace,
         key=KEY,
-        domain=(0.0, 1.0),
         rule=rule or mixing.convex(0.3),
         tx=tx or optax.sgd(0.1, momentum=0.9),
         steps_per_epoch=steps_per_epoch,
@@ -101,6 +100,10 @@ def copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
+def examples(data, indices):
+    return Batch(*(x[indices] for x in data))
+
+
 def close(a, b, **tolerance):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **{"rtol": 1e-4, "atol": 1e-6, **tolerance}), a, b)
@@ -118,8 +121,8 @@ def test_every_step_traces_once_over_many():
     steps, state = steps_of(rule), state_of(rule)
     absent = steps.absent(state)
     for i in range(5):
-        clean = steps.clean(state, data, BATCH + i % 3)
-        robust = steps.robust(state, data, BATCH) if i % 2 else absent
+        clean = steps.clean(state, examples(data, BATCH + i % 3))
+        robust = steps.robust(state, examples(data, BATCH)) if i % 2 else absent
         state = steps.update(state, clean, robust)
     assert int(state.step) == 5
     assert float(state.totals.steps) == 5
@@ -129,9 +132,9 @@ def test_every_step_traces_once_over_many():
 @pytest.mark.parametrize("name", ["clean", "robust"])
 def test_a_batch_of_another_size_is_refused(name):
     steps, state, data = steps_of(), state_of(), dataset()
-    getattr(steps, name)(state, data, BATCH)
+    getattr(steps, name)(state, examples(data, BATCH))
     with pytest.raises(RuntimeError, match=f"The step '{name}' was traced twice"):
-        getattr(steps, name)(state, data, BATCH[:-1])
+        getattr(steps, name)(state, examples(data, BATCH[:-1]))
 
 
 def test_jit_once_takes_one_layout_only():
@@ -151,7 +154,7 @@ def test_clean_part_is_that_of_a_straightforward_loss():
         own = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
         return jnp.mean(jnp.log(jnp.exp(logits).sum(-1)) - own)
 
-    part = default_steps().clean(state, data, BATCH)
+    part = default_steps().clean(state, examples(data, BATCH))
     value, gradient = jax.value_and_grad(loss)(state.params)
     close(part.loss, value)
     close(part.gradient, gradient)
@@ -167,7 +170,7 @@ def robust_losses(params, data, chosen):
 def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
     data = dataset()
     steps, state = steps_of(k=k, replace=replace), state_of(step=7)
-    part = steps.robust(state, data, BATCH)
+    part = steps.robust(state, examples(data, BATCH))
     chosen = BATCH[subsample.draw(jax.random.fold_in(KEY, 7), N, k, replace=replace)]
     assert len(chosen) == k
 
@@ -185,13 +188,13 @@ def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
 
 def test_robust_part_draws_other_examples_at_another_step():
     steps, data = steps_of(k=1), dataset()
-    seen = {float(steps.robust(state_of(step=step), data, BATCH).loss) for step in range(8)}
+    seen = {float(steps.robust(state_of(step=step), examples(data, BATCH)).loss) for step in range(8)}
     assert len(seen) > 3
 
 
 def test_robust_loss_at_radius_zero_of_all_is_the_clean_loss():
     state, data, steps = state_of(), dataset(), steps_of(k=N, eps=0.0)
-    clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+    clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
     close(robust.loss, clean.loss)
     close(robust.gradient, clean.gradient)
 
@@ -203,7 +206,7 @@ def test_update_is_optax_on_the_mixed_gradient():
     expected = copied(state)
     sums = np.zeros(2)
     for _ in range(3):
-        clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+        clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
         mixed = jax.tree.map(lambda c, r: (1 - share) * c + share * r, clean.gradient, robust.gradient)
         moves, opt_state = tx.update(mixed, expected.opt_state, expected.params)
         expected = expected._replace(params=optax.apply_updates(expected.params, moves), opt_state=opt_state)
@@ -220,7 +223,7 @@ def test_update_is_optax_on_the_mixed_gradient():
 def test_update_without_a_robust_part_is_optax_on_the_weighed_clean_gradient():
     tx = optax.sgd(0.1)
     steps, state, data = steps_of(mixing.constant(5.0), tx), state_of(mixing.constant(5.0), tx), dataset()
-    clean = steps.clean(state, data, BATCH)
+    clean = steps.clean(state, examples(data, BATCH))
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, clean.gradient)
     close(steps.update(copied(state), clean, steps.absent(state)).params, expected)
 
@@ -236,7 +239,7 @@ def test_the_rule_sees_the_step_the_epoch_and_the_losses():
     steps, data = steps_of(rule, steps_per_epoch=2.5), dataset()
     for step, epoch in ((0, 0.0), (4, 1.6), (5, 2.0), (10, 4.0)):
         state = state_of(rule, step=step)
-        clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+        clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
         seen = steps.update(state, clean, robust).mix_state
         assert int(seen.step) == step
         np.testing.assert_allclose(seen.epoch, epoch, rtol=1e-6)
@@ -261,7 +264,7 @@ def test_what_is_not_finite_freezes_the_state_and_is_recorded(poison):
     state, data = poison(state_of(step=6), good)
     before = copied(state)
     for _ in range(2):
-        clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+        clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
         state = steps.update(state, clean, robust)
         assert int(state.bad_step) == 6
         assert bits(state._replace(bad_step=before.bad_step)) == bits(before)
@@ -271,7 +274,7 @@ def test_what_is_not_finite_freezes_the_state_and_is_recorded(poison):
 @pytest.mark.parametrize("part", [0, 1], ids=["clean", "robust"])
 def test_a_loss_or_a_gradient_alone_freezes(which, part):
     steps, state, data = default_steps(), state_of(), dataset()
-    parts = [steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)]
+    parts = [steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))]
     bad = jax.tree.map(lambda x: x * jnp.nan, getattr(parts[part], which))
     parts[part] = parts[part]._replace(**{which: bad})
     before = copied(state)
@@ -283,7 +286,7 @@ def test_a_loss_or_a_gradient_alone_freezes(which, part):
 
 def test_good_steps_after_a_bad_one_change_nothing():
     steps, state, data = default_steps(), state_of(), dataset()
-    clean, robust = steps.clean(state, data, BATCH), steps.robust(state, data, BATCH)
+    clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
     bad = Part(clean.loss * jnp.nan, clean.accuracy, clean.gradient)
     state = steps.update(state, bad, robust)
     before = copied(state)

@@ -1,5 +1,5 @@
-"""Attacks: `attack(key, logits_fn, x, labels, ball) -> x_adv`, pure and batched."""
+"""Attacks on whole batches: pure functions of a key, a network and a ball, `-> x_adv`."""
 
-from mixtrain_jax.attacks.pgd import pgd
+from mixtrain_jax.attacks.pgd import descend, pgd
 
-__all__ = ["pgd"]
+__all__ = ["descend", "pgd"]

@@ -50,8 +50,13 @@ class Evaluation:
     proved_by: np.ndarray  # str: first method that proved it, "" where none did
     adversarial: np.ndarray  # [n, ...]: worst input the attack found
 
+    def first(self, count: int) -> Evaluation:
+        """What is known of the first `count` images."""
+        per_image = {field.name: getattr(self, field.name)[:count] for field in dataclasses.fields(self)[1:]}
+        return dataclasses.replace(self, **per_image)
+
     def accuracies(self) -> dict[str, float]:
-        """The three shares of the split."""
+        """The three shares of the images."""
         return {
             "clean_accuracy": float(self.clean.mean()),
             "attacked_accuracy": float(self.attacked.mean()),
@@ -100,6 +105,7 @@ def evaluate(
     Raises:
       SoundnessError: where an image is both proved and broken.
     """
+    split = split.floats()
     with jax.default_matmul_precision("highest"):
         n = len(split)
         predictions = _predict(logits_fn, split, batch_size, poll)
@@ -158,7 +164,7 @@ def measure_curve(
     Raises:
       SoundnessError: where an image is proved at a radius at which it was broken.
     """
-    limit = reach * at.eps
+    split, limit = split.floats(), reach * at.eps
     grid = np.linspace(0.0, limit, points)
     grid[np.abs(grid - at.eps).argmin()] = at.eps  # there to the bit, so that the curve agrees with the evaluation
     radius = np.where(at.clean, 0.0, -1.0)

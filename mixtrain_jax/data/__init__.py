@@ -1,6 +1,6 @@
 """Data sets by name."""
 
-from mixtrain_jax.data.dataset import Dataset, Split, check
+from mixtrain_jax.data.dataset import Dataset, Split, Streamed, as_floats, check
 from mixtrain_jax.data.digits import digits
 
 SOURCES = {"digits": digits}
@@ -15,4 +15,4 @@ def load(name: str) -> Dataset:
     return check(SOURCES[name]())
 
 
-__all__ = ["SOURCES", "Dataset", "Split", "check", "load"]
+__all__ = ["SOURCES", "Dataset", "Split", "Streamed", "as_floats", "check", "load"]

@@ -27,7 +27,7 @@ _TEST = 500
 
 
 def digits() -> Dataset:
-    """Load the digits, pixels scaled to [0, 1].
+    """Load the digits, uint8 pixels from 0 to 16.
 
     Raises:
       DataError: where the embedded file is not the one that was shipped.
@@ -36,12 +36,12 @@ def digits() -> Dataset:
     if hashlib.sha256(raw).hexdigest() != _SHA256:
         raise DataError("The embedded digits.npz is damaged (wrong SHA-256); reinstall mixtrain_jax.")
     with np.load(io.BytesIO(raw), allow_pickle=False) as file:
-        images = (file["images"] / 16).astype(np.float32)
+        images = file["images"].astype(np.uint8)
         labels = file["labels"].astype(np.int32)
     return Dataset(
         name="digits",
-        train=Split(images[:-_TEST], labels[:-_TEST]),
-        test=Split(images[-_TEST:], labels[-_TEST:]),
+        train=Split(images[:-_TEST], labels[:-_TEST], levels=16),
+        test=Split(images[-_TEST:], labels[-_TEST:], levels=16),
         classes=10,
         domain=(0.0, 1.0),
         hold_out_first=True,

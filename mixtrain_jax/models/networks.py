@@ -126,7 +126,8 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """The paper's residual networks: a first convolution, four blocks and a hidden layer.
 
-    On 32x32x3: 4,214,850 parameters and 107,496 ReLUs, or 1,145,410 and 39,912 with `first_stride=2` (the authors' code).
+    On 32x32x3: 4,214,850 parameters and 107,496 ReLUs; with `first_stride=2`, as in the authors' code, 1,145,410 and
+    39,912.
     On 64x64x3 with `stem=7`, `first_stride=2`, `width=512` and 200 classes: 739,720 and 39,424.
 
     Attributes:

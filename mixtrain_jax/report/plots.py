@@ -78,7 +78,7 @@ def accuracy_curve(curve: Curve, eps: float) -> str:
 
 def image_grid(split: Split, evaluation: Evaluation, count: int = 40) -> str:
     """The first test images, framed by what is known of each."""
-    count = min(count, len(split))
+    split, count = split.floats(), min(count, len(split))
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         rows = -(-count // 10)
         figure, axes = plt.subplots(rows, 10, figsize=(10, 1.35 * rows), layout="constrained", squeeze=False)

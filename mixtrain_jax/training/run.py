@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +19,16 @@ import optax
 
 import mixtrain_jax
 from mixtrain_jax import certify, data, mixing, models
-from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.checkpoints import Checkpoints, fingerprint
 from mixtrain_jax.config import Config
-from mixtrain_jax.data.order import batch_indices
 from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
+from mixtrain_jax.training.feed import Feed, make_feed
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Totals, TrainState
-from mixtrain_jax.training.steps import Apply, Data, Steps, make_steps
+from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, make_steps
 
 
 class Saved(NamedTuple):
@@ -44,9 +44,10 @@ class Setup(NamedTuple):
 
     config: Config
     dataset: data.Dataset
-    train: data.Split
+    train: data.Split | data.Streamed
     heldout: data.Split
     apply: Apply
+    feed: Feed
     steps: Steps
     rule: mixing.MixRule
     eps: optax.Schedule
@@ -102,29 +103,30 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         )
     count = len(train_split)
     total_steps = max(1, round(config.epochs * count / config.batch_size))
-    network = models.MODELS[config.model](classes=dataset.classes, width=config.width)
-    init_key, subsample_key = jax.random.split(jax.random.key(config.seed))
+    network = models.build(
+        config.model, classes=dataset.classes, width=config.width, normalization=dataset.normalization
+    )
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
     def apply(params: Any, images: jax.Array) -> jax.Array:
         logits = network.apply(params, images)
         assert isinstance(logits, jax.Array)
         return logits
 
-    params = jax.jit(network.init)(init_key, train_split.images[:1])
+    params = jax.jit(network.init)(init_key, heldout[:1].floats().images)
     eps = optax.linear_schedule(0.0, config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps)))
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(optax.cosine_decay_schedule(config.learning_rate, total_steps), weight_decay=config.weight_decay),
+        optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay),
     )
     rule = make_rule(config, total_steps)
     steps = make_steps(
         apply,
-        method=certify.methods([config.bound], sound=False)[config.bound],
+        worst_case=worst_case(config, dataset.domain),
         eps=eps,
-        k=config.robust_examples,
-        replace=config.replace,
-        key=subsample_key,
-        domain=dataset.domain,
+        k=config.robust_count(),
+        replace=config.replace and config.subsample == "batch",
+        key=step_key,
         rule=rule,
         tx=tx,
         steps_per_epoch=count / config.batch_size,
@@ -137,11 +139,30 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         totals=Totals.zeros(),
         bad_step=jnp.full((), -1, jnp.int32),
     )
-    return Setup(config, dataset, train_split, heldout, apply, steps, rule, eps, total_steps, initial)
+    feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1))
+    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, initial)
+
+
+def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
+    """The step of the optimizer at every step of training: up in a line, down by a cosine."""
+    if not (warmup := round(config.warmup * total_steps)):
+        return optax.cosine_decay_schedule(config.learning_rate, total_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(warmup + 1, total_steps))
+
+
+def worst_case(config: Config, domain: tuple[float, float]) -> WorstCase:
+    """The worst case that the robust loss of a config is made of."""
+    if config.trainer == "pgd":
+        return attacked(config.train_attack_steps, domain)
+    return bounded(certify.methods([config.bound], sound=False)[config.bound], domain)
 
 
 def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
-    """The mixing rule that a config names."""
+    """The mixing rule that a config names; adversarial training weighs nothing but its attacked images."""
+    if config.trainer == "pgd":
+        return mixing.convex(1.0)
+    if config.trainer == "standard":
+        return mixing.constant(0.0)
     match config.mixing:
         case "authors":
             return mixing.authors(config.ramp * config.epochs)
@@ -168,30 +189,31 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     saved = restore(setup, checkpoints, display)
     state, first, spent = saved.state, int(saved.step), float(saved.seconds)
     folder.rewind_metrics(first)
-    on_device: Data = jax.device_put((setup.train.images, setup.train.labels))
     measure, absent = make_measure(setup), steps.absent(state)
-    display.note(f"Compiling. Clean and verified accuracy below are of the {len(setup.heldout)} held-out examples.")
-    compile_steps(setup, on_device)
+    display.note(f"Compiling. Clean and verified accuracy below are of {measured(setup)} held-out examples.")
+    compile_steps(setup)
     jax.block_until_ready(measure(state))
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
     logged_step = first
-    for step in range(first, total):
-        indices = jnp.asarray(batch_indices(config.seed, step, config.batch_size, len(setup.train)))
-        clean = steps.clean(state, on_device, indices)
-        robust = steps.robust(state, on_device, indices) if has_robust(config, step) else absent
+    for step, (batch, pool) in enumerate(setup.feed(first, total), first):
+        clean = steps.clean(state, batch) if has_clean(config) else absent
+        robust = steps.robust(state, pool) if has_robust(config, step) else absent
         state = steps.update(state, clean, robust)
         done, now = step + 1, time.monotonic()
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
             refuse_non_finite(state, checkpoints)
-            row = log_row(setup, state, measure(state), done)
             now = time.monotonic()
+            row = log_row(setup, state, measure(state), done)
             row["seconds"] = spent + now - started
             row["examples_per_second"] = (done - logged_step) * config.batch_size / (now - logged)
-            left = (now - started) / (done - first) * (total - done)
+            measuring = time.monotonic() - now
+            left = ((now - started) / (done - first) + measuring / log_every) * (total - done)
             display.row({**row, "seconds_left": left}, last=done == total)
             folder.append_metrics(row)
+            # Measuring is no part of the time of training.
+            started, now = started + measuring, now + measuring
             state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
         if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
             refuse_non_finite(state, checkpoints)
@@ -227,34 +249,57 @@ def refuse_non_finite(state: TrainState, checkpoints: Checkpoints) -> None:
         )
 
 
-def compile_steps(setup: Setup, on_device: Data) -> None:
+def compile_steps(setup: Setup) -> None:
     """Run every step once on a copy of the first state, so that compilation is no part of the time of training."""
     state = jax.tree.map(jnp.copy, setup.initial)
-    indices = jnp.zeros(setup.config.batch_size, jnp.int32)
-    clean, robust = setup.steps.clean(state, on_device, indices), setup.steps.robust(state, on_device, indices)
-    jax.block_until_ready(setup.steps.update(state, clean, robust))
+    for batch, pool in setup.feed(0, 1):
+        clean = setup.steps.clean(state, batch) if has_clean(setup.config) else setup.steps.absent(state)
+        robust = setup.steps.robust(state, pool) if has_robust(setup.config) else setup.steps.absent(state)
+        jax.block_until_ready(setup.steps.update(state, clean, robust))
 
 
-def has_robust(config: Config, step: int) -> bool:
-    """Whether a step has a robust loss, a pure function of the seed and the step."""
-    if config.robust_probability in (0.0, 1.0):
-        return config.robust_probability == 1.0
+def has_clean(config: Config) -> bool:
+    """Whether the clean loss weighs anything."""
+    return not (config.trainer == "pgd" or (config.mixing == "convex" and config.share == 1))
+
+
+def has_robust(config: Config, step: int | None = None) -> bool:
+    """Whether a step has a robust loss, a pure function of the seed and the step; without one, whether any has."""
+    if config.trainer == "standard" or config.robust_probability == 0:
+        return False
+    if config.robust_probability == 1 or step is None:
+        return True
     return bool(np.random.default_rng([config.seed, step, 1]).random() < config.robust_probability)
 
 
-def make_measure(setup: Setup) -> Any:
+def measured(setup: Setup) -> int:
+    """How many held-out examples are measured on while training."""
+    return min(setup.config.measure, len(setup.heldout))
+
+
+def make_measure(setup: Setup) -> Callable[[TrainState], tuple[jax.Array, jax.Array]]:
     """A jitted function of the state: clean and verified accuracy on the held-out examples at the full radius."""
-    config = setup.config
-    images, labels = jax.device_put((setup.heldout.images, setup.heldout.labels))
-    ball = linf_ball(images, config.eps, setup.dataset.domain)
-    method = certify.methods([config.bound], sound=False)[config.bound]
+    config, count = setup.config, measured(setup)
+    split = setup.heldout[:count].floats()
+    examples = Batch(*jax.device_put((split.images, split.labels)))
+    worst = bounded(certify.methods([config.bound], sound=False)[config.bound], setup.dataset.domain)
 
     @jax.jit
     def measure(state: TrainState) -> tuple[jax.Array, jax.Array]:
         logits_fn = functools.partial(setup.apply, state.params)
-        right = logits_fn(images).argmax(-1) == labels
-        proved = (margins(method, logits_fn)(ball, labels) > 0).all(-1)
-        return right.mean(), (right & proved).mean()
+
+        def each(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            right = logits_fn(batch.images).argmax(-1) == batch.labels
+            lower = worst(jax.random.key(0), logits_fn, batch, jnp.float32(config.eps))
+            return right, right & (lower > 0).all(-1)
+
+        # Some at a time: the rows of a backward bound take far more memory than the examples.
+        size = min(config.batch_size, count)
+        rows = jnp.arange(-(-count // size) * size).reshape(-1, size)
+        right, proved = jax.lax.map(
+            lambda r: each(jax.tree.map(lambda x: x[jnp.minimum(r, count - 1)], examples)), rows
+        )
+        return right.ravel()[:count].mean(), proved.ravel()[:count].mean()
 
     return measure
 
@@ -297,11 +342,13 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     evaluation = certify.evaluate(
         key, logits_fn, dataset.test, config.eps, methods=methods, attack_restarts=config.attack_restarts, **common
     )
+    few = min(config.curve_examples, len(dataset.test))
     curve = certify.measure_curve(
-        key, logits_fn, dataset.test, evaluation, method=methods[config.certify[-1]], **common
+        key, logits_fn, dataset.test[:few], evaluation.first(few), method=methods[config.certify[-1]], **common
     )
     summary = {
         **evaluation.accuracies(),
+        "first_1000": evaluation.first(1000).accuracies(),
         "eps": config.eps,
         "method": ", ".join(config.certify),
         "attack": f"PGD {config.attack_steps} steps x {config.attack_restarts} starts",

@@ -14,12 +14,47 @@ import jax.numpy as jnp
 import optax
 
 from mixtrain_jax import losses, subsample
+from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import Method, linf_ball, margins
 from mixtrain_jax.mixing import MixRule, Signals
 from mixtrain_jax.training.state import Totals, TrainState
 
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
-Data = tuple[jax.Array, jax.Array]  # images [count, ...], labels [count]
+LogitsFn = Callable[[jax.Array], jax.Array]
+
+
+class Batch(NamedTuple):
+    """Examples on the device: images `[n, height, width, channels]` float32 and labels `[n]`."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+# (key, logits_fn, batch, eps) -> margins [n, classes - 1] in the worst case, as a sound bound or an attack has it.
+WorstCase = Callable[[jax.Array, LogitsFn, Batch, jax.Array], jax.Array]
+
+
+def bounded(method: Method, domain: tuple[float, float]) -> WorstCase:
+    """The worst case by sound bounds: no input in the ball has smaller margins."""
+
+    def worst(key: jax.Array, logits_fn: LogitsFn, batch: Batch, eps: jax.Array) -> jax.Array:
+        return margins(method, logits_fn)(linf_ball(batch.images, eps, domain), batch.labels)
+
+    return worst
+
+
+def attacked(steps: int, domain: tuple[float, float]) -> WorstCase:
+    """The worst case that an attack of so many steps finds, as adversarial training has it; there may be worse."""
+
+    def worst(key: jax.Array, logits_fn: LogitsFn, batch: Batch, eps: jax.Array) -> jax.Array:
+        ball = linf_ball(batch.images, eps, domain)
+        found = jax.lax.stop_gradient(descend(key, logits_fn, batch.labels, ball, steps=steps))
+        logits = logits_fn(found)
+        own = jnp.take_along_axis(logits, batch.labels[:, None], 1)
+        others = jnp.arange(logits.shape[-1] - 1)[None, :]
+        return own - jnp.take_along_axis(logits, others + (others >= batch.labels[:, None]), 1)
+
+    return worst
 
 
 class Part(NamedTuple):
@@ -31,23 +66,22 @@ class Part(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What the loop calls. `indices` are the batch's, `[n]`; `data` is the training split on the device."""
+    """What the loop calls."""
 
-    clean: Callable[[TrainState, Data, jax.Array], Part]
-    robust: Callable[[TrainState, Data, jax.Array], Part]
+    clean: Callable[[TrainState, Batch], Part]
+    robust: Callable[[TrainState, Batch], Part]  # of k examples of what it is given
     update: Callable[[TrainState, Part, Part], TrainState]
-    absent: Callable[[TrainState], Part]  # stands for the robust part in a step that has none
+    absent: Callable[[TrainState], Part]  # stands for a part that a step does without
 
 
 def make_steps(
     apply: Apply,
     *,
-    method: Method,
+    worst_case: WorstCase,
     eps: optax.Schedule,
     k: int,
     replace: bool,
     key: jax.Array,
-    domain: tuple[float, float],
     rule: MixRule,
     tx: optax.GradientTransformation,
     steps_per_epoch: float,
@@ -56,34 +90,33 @@ def make_steps(
 
     Args:
       apply: `(params, images) -> logits`.
-      method: sound bounds of the robust loss.
+      worst_case: margins that the robust loss is made of.
       eps: radius at a step, in pixel units.
       k: examples of a batch that carry the robust loss.
       replace: draw them with replacement.
-      key: of the subsamples; a step's own key is folded from it, so a resumed run draws the same ones.
-      domain: lowest and highest pixel.
+      key: of subsamples and attacks; a step's own key is folded from it, so a resumed run draws the same ones.
       rule: weighs the two losses.
       tx: optimizer.
       steps_per_epoch: steps in one pass over the training data.
     """
 
-    def clean(state: TrainState, data: Data, indices: jax.Array) -> Part:
-        images, labels = (x[indices] for x in data)
-
+    def clean(state: TrainState, batch: Batch) -> Part:
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = apply(params, images)
-            return losses.clean_loss(logits, labels).mean(), (logits.argmax(-1) == labels).mean()
+            logits = apply(params, batch.images)
+            return losses.clean_loss(logits, batch.labels).mean(), (logits.argmax(-1) == batch.labels).mean()
 
         (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return Part(value, accuracy, gradient)
 
-    def robust(state: TrainState, data: Data, indices: jax.Array) -> Part:
-        chosen = indices[subsample.draw(jax.random.fold_in(key, state.step), len(indices), k, replace=replace)]
-        images, labels = (x[chosen] for x in data)
-        ball = linf_ball(images, eps(state.step), domain)
+    def robust(state: TrainState, pool: Batch) -> Part:
+        step_key = jax.random.fold_in(key, state.step)
+        batch = pool
+        if replace or k < len(pool.labels):
+            chosen = subsample.draw(step_key, len(pool.labels), k, replace=replace)
+            batch = Batch(*(x[chosen] for x in pool))
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            lower = margins(method, functools.partial(apply, params))(ball, labels)
+            lower = worst_case(step_key, functools.partial(apply, params), batch, jnp.asarray(eps(state.step)))
             return losses.robust_loss(lower).mean(), (lower > 0).all(-1).mean()
 
         (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
