@@ -24,21 +24,21 @@ def train(arguments: Sequence[str], configs: Path) -> int:
       configs: folder of the experiments.
     """
     try:
-        config, workdir = parse(list(arguments), configs)
+        config, workdir, data_dir = parse(list(arguments), configs)
         # Not before the arguments are known to be good: these imports take seconds.
         from mixtrain_jax.report.display import Display
         from mixtrain_jax.training.run import run
 
         with Display() as display:
-            run(config, workdir, display)
+            run(config, workdir, display, data_dir)
     except MixtrainError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def parse(arguments: list[str], configs: Path) -> tuple[Config, Path]:
-    """The experiment and its folder, `runs/NAME-DIGEST` unless `--workdir` says otherwise.
+def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None]:
+    """The experiment, its folder, `runs/NAME-DIGEST` unless `--workdir` says otherwise, and `--data-dir`.
 
     Raises:
       ConfigError: where NAME, a field of its file or a value is wrong.
@@ -51,17 +51,20 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path]:
     def command(
         config: Annotated[Config, tyro.conf.arg(name="")] = defaults,
         workdir: Path | None = None,
-    ) -> tuple[Config, Path | None]:
+        data_dir: Path | None = None,
+    ) -> tuple[Config, Path | None, Path | None]:
         """Train a network, and prove how robust it is.
 
         Args:
           config: The experiment.
           workdir: Folder of the run; the same command goes on where it stopped. By default runs/NAME-DIGEST, the digest
             being that of the config.
+          data_dir: Folder of the data sets that TensorFlow Datasets prepared. By default that in the environment
+            variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
         """
-        return config, workdir
+        return config, workdir, data_dir
 
-    config, workdir = tyro.cli(
+    config, workdir, data_dir = tyro.cli(
         command,
         prog=f"{Path(sys.argv[0]).name} [NAME]",
         description=(
@@ -72,4 +75,4 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path]:
         args=arguments,
         config=(tyro.conf.FlagConversionOff,),
     )
-    return config, workdir or Path("runs") / f"{Path(name).stem}-{config.digest()}"
+    return config, workdir or Path("runs") / f"{Path(name).stem}-{config.digest()}", data_dir

@@ -34,8 +34,10 @@ class Config:
       ConfigError: where a field has the wrong type or is out of range.
     """
 
-    data: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped", "imagenet200"] = "digits"
-    """Data set: digits comes with the package, the others are prepared by TensorFlow Datasets."""
+    data: Literal[
+        "digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped", "imagenet200", "imagenet200/train250"
+    ] = "digits"
+    """Data set: digits comes with the package, the others are prepared by TensorFlow Datasets; imagenet200/train250 has half of the training images."""  # noqa: E501  a line of help
     model: Literal["mlp", "small", "large", "resnet", "resnet_mixtrain", "resnet_imagenet"] = "mlp"
     """Network: one hidden layer; the paper's small, large and residual ones; its residual ones as the authors' code has them, for CIFAR-10 and for ImageNet-200."""  # noqa: E501  a line of help
     width: Annotated[int, Range(0, 65536)] = 0

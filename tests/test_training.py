@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from mixtrain_jax import bounds, cli, losses, mixing, subsample
+from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import linf_ball, margins
-from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.checkpoints import Checkpoints, fingerprint
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.mixing import MixRule, Weights
@@ -22,7 +23,7 @@ from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Totals, TrainState
-from mixtrain_jax.training.steps import Batch, Part, bounded, jit_once, make_steps
+from mixtrain_jax.training.steps import Batch, Part, attacked, bounded, jit_once, make_steps
 
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
 TINY = {
@@ -186,10 +187,69 @@ def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
     assert any((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(part.gradient))
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_the_subsampled_loss_is_an_unbiased_estimate_of_that_of_all(replace):
+    """Over 600 draws, its mean and that of its gradient lie within 4 standard errors of the full ones."""
+    data, steps = dataset(), steps_of(k=K, replace=replace)
+    full = steps_of_all().robust(state_of(), examples(data, BATCH))
+    batch, state = examples(data, BATCH), state_of()
+    drawn = [jax.device_get(steps.robust(state._replace(step=jnp.int32(i)), batch)) for i in range(600)]
+    for name in ("loss", "gradient"):
+        estimates = np.stack([np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(d, name))]) for d in drawn])
+        expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(getattr(full, name)))])
+        error = estimates.std(0) / len(drawn) ** 0.5
+        z = np.abs(estimates.mean(0) - expected) / np.maximum(error, 1e-6)
+        assert error.max() > 1e-4
+        assert z.max() < 4.5
+        assert (z < 3).mean() > 0.98
+
+
 def test_robust_part_draws_other_examples_at_another_step():
     steps, data = steps_of(k=1), dataset()
     seen = {float(steps.robust(state_of(step=step), examples(data, BATCH)).loss) for step in range(8)}
     assert len(seen) > 3
+
+
+def test_the_attacked_worst_case_of_a_linear_network_is_the_corner(key):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(9, 2)).astype(np.float32)
+    images = rng.uniform(0.3, 0.7, size=(5, 3, 3, 1)).astype(np.float32)
+    labels = np.array([0, 1, 1, 0, 1], np.int32)
+    found = attacked(7, (0.0, 1.0))(
+        key, lambda x: x.reshape((len(x), -1)) @ w, Batch(jnp.asarray(images), jnp.asarray(labels)), jnp.float32(0.1)
+    )
+    rows = np.where(labels[:, None] == 0, w[:, 0] - w[:, 1], w[:, 1] - w[:, 0])
+    exact = (images.reshape(5, -1) * rows).sum(1) - 0.1 * np.abs(rows).sum(1)
+    np.testing.assert_allclose(found[:, 0], exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+def test_bounds_lie_below_what_an_attack_finds(key, eps):
+    state, batch = state_of(), examples(dataset(), BATCH)
+    logits_fn = functools.partial(NET.apply, state.params)
+    radius = jnp.float32(eps)
+    proved, found = (
+        worst(key, logits_fn, batch, radius) for worst in (bounded(bounds.ibp, (0.0, 1.0)), attacked(10, (0.0, 1.0)))
+    )
+    assert proved.shape == found.shape == (N, 2)
+    assert (np.asarray(proved) <= np.asarray(found) + 1e-5).all()
+    if eps == 0:
+        np.testing.assert_allclose(proved, found, rtol=1e-4, atol=1e-5)
+
+
+def test_adversarial_training_takes_the_gradient_at_the_attacked_images():
+    steps = steps_of(worst_case=attacked(3, (0.0, 1.0)), k=N)
+    state, batch = state_of(step=4), examples(dataset(), BATCH)
+    part = steps.robust(state, batch)
+    ball = linf_ball(batch.images, EPS, (0.0, 1.0))
+    logits_fn = functools.partial(NET.apply, state.params)
+    images = descend(jax.random.fold_in(KEY, 4), logits_fn, batch.labels, ball, steps=3)
+    assert (np.asarray(images) >= np.asarray(ball.lower)).all()
+    assert (np.asarray(images) <= np.asarray(ball.upper)).all()
+    clean = default_steps().clean(state, Batch(images, batch.labels))
+    close(part.loss, clean.loss)
+    close(part.gradient, clean.gradient)
+    assert float(part.loss) > float(default_steps().clean(state, batch).loss)
 
 
 def test_robust_loss_at_radius_zero_of_all_is_the_clean_loss():
@@ -339,6 +399,33 @@ def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "became NaN or infinite at step 2; there is no checkpoint yet" in message
     assert "Traceback" not in message
+
+
+def trained(tmp_path, **fields):
+    setup, folder = run_module.prepare(Config(**{**TINY, "width": 4, **fields})), RunDir(tmp_path)
+    with folder.opened(setup.config):
+        saved = run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
+    return fingerprint(saved.state.params), folder.metrics()
+
+
+@pytest.mark.usefixtures("promoting")
+def test_trainers_differ_in_which_loss_they_take_of_which_examples(tmp_path):
+    runs = {name: trained(tmp_path / name, trainer=name) for name in ("standard", "pgd", "robust", "mixtrain")}
+    assert len({sha for sha, _ in runs.values()}) == 4
+    for name, (_, rows) in runs.items():
+        assert [row["robust_loss"] > 0 for row in rows] == [name != "standard"] * len(rows)
+        assert [row["clean_loss"] > 0 for row in rows] == [name != "pgd"] * len(rows)
+    assert trained(tmp_path / "all", robust_examples=TINY["batch_size"])[0] == runs["robust"][0]
+    assert trained(tmp_path / "few", trainer="robust", robust_examples=1)[0] == runs["robust"][0]
+    never = trained(tmp_path / "never", robust_probability=0.0, mixing="constant")[0]
+    assert never == runs["standard"][0]
+
+
+@pytest.mark.usefixtures("promoting")
+def test_each_way_to_subsample_trains_on_other_examples(tmp_path):
+    ways = [{}, {"replace": True}, {"subsample": "epoch"}, {"subsample": "epoch", "replace": True}]
+    found = {trained(tmp_path / str(i), **way)[0] for i, way in enumerate(ways)}
+    assert len(found) == 4
 
 
 @pytest.mark.usefixtures("promoting")

@@ -34,7 +34,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
         epochs = [row["epoch"] for row in rows]
         for name, color in (("clean_loss", CLEAN), ("robust_loss", VERIFIED)):
-            left.plot(epochs, [row[name] for row in rows], color=color, label=name.replace("_", " "))
+            if any(row[name] for row in rows):  # a trainer may go without one of them
+                left.plot(epochs, [row[name] or np.nan for row in rows], color=color, label=name.replace("_", " "))
         left.set(xlabel="epoch", ylabel="mean loss", title="Training losses", yscale="log")
         left.legend()
         for name, color in (("clean", CLEAN), ("verified", VERIFIED)):
@@ -71,7 +72,7 @@ def accuracy_curve(curve: Curve, eps: float) -> str:
         axes.axvline(eps, color=NEUTRAL, lw=0.8, ls=":")
         axes.set(xlabel="eps, l-infinity, pixel units", ylabel="accuracy", ylim=(0, 1.02))
         axes.margins(x=0)
-        axes.set_title("Robust accuracy lies in the grey band")
+        axes.set_title(f"First {len(curve.radius):,} test images: robust accuracy lies in the grey band")
         axes.legend(loc="lower left")
         return _svg(figure)
 

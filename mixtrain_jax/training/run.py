@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -55,13 +56,14 @@ class Setup(NamedTuple):
     initial: TrainState
 
 
-def run(config: Config, workdir: Path, display: Display) -> dict[str, Any]:
+def run(config: Config, workdir: Path, display: Display, data_dir: Path | None = None) -> dict[str, Any]:
     """Train, certify and report; go on where an earlier run of the same config in the same folder stopped.
 
     Args:
       config: the experiment.
       workdir: folder of the run, created if needed.
       display: shows what happens.
+      data_dir: folder of prepared data sets, as for `data.load`.
 
     Returns:
       What is written to `summary.json`.
@@ -73,7 +75,7 @@ def run(config: Config, workdir: Path, display: Display) -> dict[str, Any]:
     with folder.opened(config), Stop() as stop:
         summary = folder.summary()
         if summary is None:
-            setup = prepare(config)
+            setup = prepare(config, data.load(config.data, data_dir, display.progress))
             checkpoints = Checkpoints(folder.checkpoints)
             saved = train(setup, folder, checkpoints, stop, display)
             summary = finish(setup, saved, folder, stop, display)
@@ -348,7 +350,6 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     )
     summary = {
         **evaluation.accuracies(),
-        "first_1000": evaluation.first(1000).accuracies(),
         "eps": config.eps,
         "method": ", ".join(config.certify),
         "attack": f"PGD {config.attack_steps} steps x {config.attack_restarts} starts",
@@ -364,8 +365,17 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     }
     content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
     folder.write("report.html", content)
+    folder.write("certificates.npz", certificates(evaluation, dataset.test))
     folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def certificates(evaluation: certify.Evaluation, split: data.Split) -> bytes:
+    """What is known of each test image, in their order, as the bytes of an `.npz` file."""
+    names = ("predictions", "clean", "attacked", "verified", "margin", "proved_by")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, labels=split.labels, **{name: getattr(evaluation, name) for name in names})
+    return buffer.getvalue()
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ import optax
 
 from mixtrain_jax import losses, subsample
 from mixtrain_jax.attacks import descend
-from mixtrain_jax.bounds import Method, linf_ball, margins
+from mixtrain_jax.bounds import Method, linf_ball, margins, specification
 from mixtrain_jax.mixing import MixRule, Signals
 from mixtrain_jax.training.state import Totals, TrainState
 
@@ -50,9 +50,8 @@ def attacked(steps: int, domain: tuple[float, float]) -> WorstCase:
         ball = linf_ball(batch.images, eps, domain)
         found = jax.lax.stop_gradient(descend(key, logits_fn, batch.labels, ball, steps=steps))
         logits = logits_fn(found)
-        own = jnp.take_along_axis(logits, batch.labels[:, None], 1)
-        others = jnp.arange(logits.shape[-1] - 1)[None, :]
-        return own - jnp.take_along_axis(logits, others + (others >= batch.labels[:, None]), 1)
+        rows = jax.vmap(lambda label: specification(label, logits.shape[-1], logits.dtype))(batch.labels)
+        return jnp.einsum("nmc,nc->nm", rows, logits)
 
     return worst
 
