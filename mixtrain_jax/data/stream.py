@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +16,8 @@ T = TypeVar("T")
 class Stream(Generic[T]):
     """Iterator over the batches of the steps `first` to `last - 1`; made by `stream`.
 
-    It can be saved and restored as grain's iterators can, and used in a `with` statement, which closes it.
+    It can be saved and restored as grain's iterators can. Use it in a `with` statement: a process that ends with a
+    stream open first reads what is in its queue, at most `buffer` batches.
     """
 
     def __init__(self, iterator: Any, first: int, last: int):
@@ -106,9 +106,6 @@ def stream(
         raise DataError(f"Streaming needs packages that are missing ({error}): {INSTALL}.") from error
 
     def batch(offset: int) -> T:
-        # The threads are joined when the process ends, after they have done what is queued: let that be nothing.
-        if not threading.main_thread().is_alive():
-            raise RuntimeError("The process is ending.")
         return take(plan(first + int(offset)))
 
     steps = grain.MapDataset.range(last - first).map(batch)

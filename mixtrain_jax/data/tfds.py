@@ -248,7 +248,8 @@ def _command(name: str, directory: Path) -> str:
     base, _, config = name.partition(":")[0].partition("/")
     where = shlex.quote(os.fspath(directory))
     if base == "imagenet200":
-        part = f" --train-per-class {config.removeprefix('train')}" if config else ""
+        count = config.removeprefix("train")
+        part = f" --train-per-class {count}" if count.isdecimal() else ""
         return f"python -m mixtrain_jax.data.imagenet200 --data-dir {where}{part}"
     needs = _NEEDS.get(base, "tensorflow")
     build = f"pip install {needs} && tfds build {name} --file_format=array_record --data_dir={where}"

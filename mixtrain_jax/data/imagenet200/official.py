@@ -68,7 +68,10 @@ def contents(files: Files, train_per_class: int) -> Contents:
     """
     wnids = tuple(_text(files, "wnids.txt").split())
     if len(set(wnids)) != CLASSES or len(wnids) != CLASSES:
-        raise DataError(f"{files.where}: wnids.txt has {len(wnids)} classes, expected {CLASSES} different ones.")
+        raise DataError(
+            f"{files.where}: wnids.txt has {len(set(wnids))} different classes in {len(wnids)} lines, "
+            f"expected {CLASSES}. {_again(files)}"
+        )
     train = {
         name: found[1]
         for name in sorted(files.names)
