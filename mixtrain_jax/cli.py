@@ -75,4 +75,4 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
         args=arguments,
         config=(tyro.conf.FlagConversionOff,),
     )
-    return config, workdir or Path("runs") / f"{Path(name).stem}-{config.digest()}", data_dir
+    return config, workdir or Path("runs") / f"{Path(name).name.removesuffix('.toml')}-{config.digest()}", data_dir

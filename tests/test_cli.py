@@ -77,7 +77,7 @@ def test_bad_arguments_exit_with_2_and_one_message(arguments, message):
 
 
 def test_fields_are_overridden_one_by_one():
-    config, _ = cli.parse(
+    config, *_ = cli.parse(
         ["digits", "--eps", "0.2", "--replace", "True", "--certify", "ibp", "crown", "--seed", "7"], CONFIGS
     )
     assert config == dataclasses.replace(
@@ -86,10 +86,10 @@ def test_fields_are_overridden_one_by_one():
 
 
 def test_the_folder_is_named_after_the_config_and_its_digest(tmp_path):
-    config, workdir = cli.parse(["--eps", "0.2"], CONFIGS)
+    config, workdir, _ = cli.parse(["--eps", "0.2"], CONFIGS)
     assert workdir.as_posix() == f"runs/digits-{config.digest()}"
     (tmp_path / "mine.toml").write_text("eps = 0.25")
-    config, workdir = cli.parse([str(tmp_path / "mine.toml")], CONFIGS)
+    config, workdir, _ = cli.parse([str(tmp_path / "mine.toml")], CONFIGS)
     assert (config.eps, workdir.as_posix()) == (0.25, f"runs/mine-{config.digest()}")
     assert cli.parse(["--workdir", str(tmp_path)], CONFIGS)[1] == tmp_path
 
@@ -99,7 +99,7 @@ def test_a_run_ends_well_and_leaves_a_complete_folder(finished):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert {path.name for path in workdir.iterdir()} - {".lock"} == {
-        *("config.json", "metrics.jsonl", "checkpoints", "summary.json", "report.html")
+        *("config.json", "metrics.jsonl", "checkpoints", "summary.json", "report.html", "certificates.npz")
     }
     config = json.loads((workdir / "config.json").read_text())
     assert config["width"] == 16

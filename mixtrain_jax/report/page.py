@@ -28,7 +28,7 @@ def render(
     summary: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     evaluation: Evaluation,
-    curve: Curve,
+    curve: Curve | None,
     test: Split,
 ) -> str:
     """The page as text. Without matplotlib it has the numbers and says how to get the plots."""
@@ -64,7 +64,7 @@ def render(
 
 
 def _figures(
-    rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve, test: Split, eps: float
+    rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve | None, test: Split, eps: float
 ) -> list[str]:
     try:
         from mixtrain_jax.report import plots
@@ -73,8 +73,7 @@ def _figures(
             raise
         return ["<p><em>For the plots: pip install matplotlib, then run again in a new workdir.</em></p>"]
     return [
-        "<h2>Accuracy against the radius</h2>",
-        plots.accuracy_curve(curve, eps),
+        *(["<h2>Accuracy against the radius</h2>", plots.accuracy_curve(curve, eps)] if curve else []),
         "<h2>Training</h2>",
         plots.training_curves(rows),
         plots.schedules(rows),

@@ -65,8 +65,9 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array) -> Feed:
     convert = jit_once(examples)
 
     def streamed(first: int, last: int) -> Iterator[Examples]:
-        for step, (images, labels) in enumerate(stream(split.take, plan, first, last), first):
-            yield convert(images, labels, np.int32(step))
+        with stream(split.take, plan, first, last) as batches:
+            for step, (images, labels) in enumerate(batches, first):
+                yield convert(images, labels, np.int32(step))
 
     return streamed
 

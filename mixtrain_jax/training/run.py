@@ -344,10 +344,12 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     evaluation = certify.evaluate(
         key, logits_fn, dataset.test, config.eps, methods=methods, attack_restarts=config.attack_restarts, **common
     )
-    few = min(config.curve_examples, len(dataset.test))
-    curve = certify.measure_curve(
-        key, logits_fn, dataset.test[:few], evaluation.first(few), method=methods[config.certify[-1]], **common
-    )
+    curve = None
+    if few := min(config.curve_examples, len(dataset.test)):
+        method = methods[config.certify[-1]]
+        curve = certify.measure_curve(
+            key, logits_fn, dataset.test[:few], evaluation.first(few), method=method, **common
+        )
     summary = {
         **evaluation.accuracies(),
         "eps": config.eps,

@@ -1,0 +1,168 @@
+"""The experiments behind docs/results.md, as ordinary run folders that go on where they were stopped.
+
+    python benchmarks/study.py subsampling --data digits --bounds ibp crown_ibp symbolic
+    python benchmarks/study.py weights --data digits
+    python benchmarks/study.py subsampling --data mnist --bounds ibp --data-dir DIR
+
+`subsampling` asks how few sound examples a step are enough: shares 1 to 1/16 of the batch at equal epochs, and again
+with as many epochs as fit into the time that all examples take. What a step costs is measured first, all shares in
+turn within one process, and written to `steps.json`. `weights` compares dynamic weights with a sweep of fixed ones.
+
+Runs land in OUT/STUDY-DATA/; `python benchmarks/results.py OUT/STUDY-DATA/*` puts them on the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mixtrain_jax import data
+from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.config import Config
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.training import run
+from mixtrain_jax.training.rundir import RunDir
+from mixtrain_jax.training.signals import Stop
+
+SHARES = (1, 2, 4, 8, 16)  # one example in so many
+WEIGHTS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the robust loss in the whole
+TARGETS = (0.98, 0.99, 0.995)
+QUICK = {"attack_steps": 20, "attack_restarts": 1, "curve_examples": 0, "points": 5, "checkpoint_seconds": 60.0}
+BASE = {
+    "digits": Config(
+        **QUICK, width=512, learning_rate=0.005, weight_decay=0.1, epochs=120, mixing="convex", share=0.5, holdout=50
+    ),
+    "mnist": Config(
+        **QUICK,
+        data="mnist",
+        model="small",
+        learning_rate=2e-3,
+        weight_decay=1e-4,
+        epochs=5,
+        mixing="convex",
+        share=0.5,
+        holdout=5000,
+        certify=("ibp", "crown_ibp"),
+    ),
+    "cifar10": Config(
+        **QUICK,
+        data="cifar10",
+        model="small",
+        eps=2 / 255,
+        crop=2,
+        flip=True,
+        learning_rate=2e-3,
+        weight_decay=1e-4,
+        epochs=5,
+        mixing="convex",
+        share=0.5,
+        holdout=5000,
+        certify=("ibp", "crown_ibp"),
+    ),
+}
+
+
+def step_seconds(configs: list[Config], dataset: data.Dataset, rounds: int) -> list[float]:
+    """Median seconds of a whole training step of each config, the configs taking turns."""
+    runners = []
+    for config in configs:
+        setup = run.prepare(config, dataset)
+        batch, pool = next(iter(setup.feed(0, 1)))
+        state = jax.tree.map(jnp.copy, setup.initial)
+        absent = setup.steps.absent(state)
+
+        def step(state: Any, setup: Any = setup, batch: Any = batch, pool: Any = pool, absent: Any = absent) -> Any:
+            clean = setup.steps.clean(state, batch) if run.has_clean(setup.config) else absent
+            robust = setup.steps.robust(state, pool) if run.has_robust(setup.config) else absent
+            return setup.steps.update(state, clean, robust)
+
+        runners.append([step, jax.block_until_ready(step(state))])
+    seconds: list[list[float]] = [[] for _ in configs]
+    for _ in range(rounds):
+        for runner, times in zip(runners, seconds, strict=True):
+            step, state = runner
+            started = time.perf_counter()
+            for _ in range(5):
+                state = step(state)
+            runner[1] = jax.block_until_ready(state)
+            times.append((time.perf_counter() - started) / 5)
+    return [statistics.median(times) for times in seconds]
+
+
+def subsampling(base: Config, bounds: list[str], dataset: data.Dataset, folder: Path) -> dict[str, Config]:
+    """Configs by name: every bound and share at equal epochs and at equal time."""
+    path = folder / "steps.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    configs = {}
+    for bound in bounds:
+        by_share = [dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // s) for s in SHARES]
+        if bound not in known:
+            known[bound] = dict(zip(map(str, SHARES), step_seconds(by_share, dataset, 15), strict=True))
+            path.write_text(json.dumps({"device": run.device(), **known}, indent=1) + "\n")
+        cost = known[bound]
+        for share, config in zip(SHARES, by_share, strict=True):
+            configs[f"{bound}-{share}-epochs"] = config
+            if share > 1:
+                epochs = round(base.epochs * cost["1"] / cost[str(share)])
+                configs[f"{bound}-{share}-time"] = dataclasses.replace(config, epochs=epochs)
+    return configs
+
+
+def weights(base: Config, bounds: list[str], dataset: data.Dataset, folder: Path) -> dict[str, Config]:
+    """Configs by name: fixed weights, and the two dynamic rules."""
+    configs = {}
+    for bound in bounds:
+        few = dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // 8)
+        configs |= {f"{bound}-convex-{w}": dataclasses.replace(few, mixing="convex", share=w) for w in WEIGHTS}
+        configs |= {
+            f"{bound}-constrained-{t}": dataclasses.replace(few, mixing="constrained", target=t) for t in TARGETS
+        }
+        configs[f"{bound}-authors"] = dataclasses.replace(few, mixing="authors")
+    return configs
+
+
+def perform(config: Config, dataset: data.Dataset, folder: RunDir, display: Display) -> None:
+    """One run from where it stands to its summary."""
+    with folder.opened(config), Stop() as stop:
+        if folder.summary() is None:
+            setup = run.prepare(config, dataset)
+            saved = run.train(setup, folder, Checkpoints(folder.checkpoints, keep=1), stop, display)
+            run.finish(setup, saved, folder, stop, display)
+
+
+def main() -> None:
+    """Run what is left of a study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=["subsampling", "weights"])
+    parser.add_argument("--data", choices=list(BASE), default="digits")
+    parser.add_argument("--bounds", nargs="+", default=["ibp"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--fields", type=json.loads, default={}, help="JSON object of config fields to change")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    folder = arguments.out / f"{arguments.study}-{arguments.data}"
+    folder.mkdir(parents=True, exist_ok=True)
+    base = dataclasses.replace(BASE[arguments.data], **arguments.fields)
+    with Display() as display:
+        dataset = data.load(base.data, arguments.data_dir, display.progress)
+        configs = {"subsampling": subsampling, "weights": weights}[arguments.study](
+            base, arguments.bounds, dataset, folder
+        )
+        for seed in arguments.seeds:
+            for name, config in configs.items():
+                display.note(f"{name}, seed {seed}")
+                config = dataclasses.replace(config, seed=seed)
+                perform(config, dataset, RunDir(folder / f"{name}-{seed}"), display)
+
+
+if __name__ == "__main__":
+    main()
