@@ -58,7 +58,7 @@ class Pack(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = tfds.features.FeaturesDict(
             {"image": tfds.features.Image(shape=self.shape), "label": tfds.features.ClassLabel(num_classes=10)}
         )
-        return tfds.core.DatasetInfo(builder=self, features=features if self.good else features["image"])
+        return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(*arrays) for split, arrays in self.arrays.items()}
@@ -68,14 +68,15 @@ class Pack(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, {"image": image, "label": label}
 
 
-def write(folder, name, shape, arrays, file_format="array_record"):
+def write(folder, name, shape, arrays, shards=1):
     """Prepare the TFDS data set `name` from the encoded images and the labels of each split."""
-    body = {"shape": shape, "arrays": arrays, "good": True}
+    body = {"shape": shape, "arrays": arrays}
     kind = types.new_class(
         name.title().replace("_", ""), (Pack,), {"skip_registration": True}, lambda n: n.update(body)
     )
     tfds.disable_progress_bar()
-    kind(data_dir=str(folder), file_format=file_format).download_and_prepare()
+    config = tfds.download.DownloadConfig(num_shards=shards)
+    kind(data_dir=str(folder), file_format="array_record").download_and_prepare(download_config=config)
     return folder
 
 
@@ -269,6 +270,27 @@ def test_an_example_that_is_no_such_image_is_named(tmp_path, image, message):
     bad = int(str(caught.value).partition("example ")[2][0])
     others = np.delete(np.arange(4), bad)
     np.testing.assert_array_equal(np.sort(source.take(others)[1]), [0, 1, 3])
+
+
+def test_the_file_that_is_named_is_the_one_with_the_example(tmp_path):
+    good = [encoded(image) for image in random_images((28, 28, 1), 30)]
+    write(tmp_path, "mnist", (28, 28, 1), {"train": ([*good[:20], b"not an image", *good[21:]], [0] * 30)}, shards=3)
+    source = reader.open_split("mnist", "train", tmp_path)
+    found = {}
+    for k in range(30):
+        try:
+            source.take(np.array([k]))
+        except DataError as error:
+            found[k] = str(error)
+    ((k, message),) = found.items()
+    lengths = np.cumsum([int(n) for n in shard_lengths(tmp_path)])
+    assert f"example {k}, in {tmp_path}/mnist/3.0.1/mnist-train.array_record-" in message
+    assert f"-{np.searchsorted(lengths, k, side='right'):05d}-of-00003: " in message
+
+
+def shard_lengths(folder):
+    (split,) = json.loads((folder / "mnist/3.0.1/dataset_info.json").read_text())["splits"]
+    return split["shardLengths"]
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (28, 28, 4)])

@@ -108,30 +108,12 @@ def open_split(name: str, split: str, data_dir: Path | None = None) -> Source:
     """
     directory = find_data_dir(data_dir)
     tfds = import_tfds()
-    base, _, version = name.partition(":")
-    folder = directory / base
-    if not any(folder.glob(f"{version or '*'}/dataset_info.json")):
-        raise DataError(
-            f"{name} is not prepared: found no {folder / (version or 'VERSION') / 'dataset_info.json'}. "
-            f"Prepare it: {_command(name, directory)}. Data sets that lie elsewhere are found by TFDS_DATA_DIR."
-        )
-    try:
-        with quiet():
-            builder = tfds.builder(
-                # A version makes TFDS go by the files, and not by its code, which may know of another version only.
-                f"{base}:{version or '*.*.*'}",
-                data_dir=os.fspath(directory),
-                file_format="array_record",
-            )
-            info = builder.info
-            splits = sorted(info.splits)
-    except Exception as error:
-        advice = _again(folder, name, directory)
-        raise DataError(f"{name} in {folder} cannot be opened: {_first_line(error)}. {advice}") from error
+    builder = _open(tfds, name, directory)
+    folder, info, where = Path(builder.data_path), builder.info, f"{name}, {split} split"
+    splits = sorted(info.splits)
     if split.partition("[")[0] not in splits:
         raise DataError(f"{name} in {folder} has no split {split}, only {', '.join(splits) or 'none'}.")
     shape, classes = _image_and_label(name, info.features)
-    where = f"{name}, {split} split"
     try:
         parts = info.splits[split].file_instructions
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -140,7 +122,7 @@ def open_split(name: str, split: str, data_dir: Path | None = None) -> Source:
             f"{where} in {folder} cannot be opened: {_first_line(error)}. Expected a split such as {splits[0]}, or a "
             f"part of it such as {splits[0]}[:1000]."
         ) from error
-    advice = _again(Path(builder.data_path), name, directory)
+    advice = _again(folder, name, directory)
     for part in parts:
         _check_count(where, part.filename, part.examples_in_shard, advice)
     files = tuple((os.fspath(part.filename), part.take) for part in parts)
@@ -186,7 +168,34 @@ def import_tfds() -> Any:
             importlib.import_module(module)
         return importlib.import_module("tensorflow_datasets")
     except ImportError as error:
-        raise DataError(f"Reading data sets needs packages that are missing ({error}): {INSTALL}.") from error
+        raise _missing(error) from error
+
+
+def _open(tfds: Any, name: str, directory: Path) -> Any:
+    """The TFDS builder of a data set that is prepared."""
+    base, _, version = name.partition(":")
+    folder = directory / base
+    if not any(folder.glob(f"{version or '*'}/dataset_info.json")):
+        raise DataError(
+            f"{name} is not prepared: found no {folder / (version or 'VERSION') / 'dataset_info.json'}. "
+            f"Prepare it: {_command(name, directory)}. Data sets that lie elsewhere are found by TFDS_DATA_DIR."
+        )
+    # A version makes TFDS go by the files, and not by its code, which may know of another version only.
+    full_name = f"{base}:{version or '*.*.*'}"
+    try:
+        with quiet():
+            builder = tfds.builder(full_name, data_dir=os.fspath(directory), file_format="array_record")
+            _ = builder.info.splits  # Read when it is first asked for.
+            return builder
+    except ImportError as error:
+        raise _missing(error) from error
+    except Exception as error:  # TFDS's, protobuf's and the operating system's.
+        advice = _again(folder, name, directory)
+        raise DataError(f"{name} in {folder} cannot be opened: {_first_line(error)}. {advice}") from error
+
+
+def _missing(error: ImportError) -> DataError:
+    return DataError(f"Reading data sets needs packages that are missing ({error}): {INSTALL}.")
 
 
 @contextlib.contextmanager
