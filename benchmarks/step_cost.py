@@ -55,7 +55,7 @@ def prepare(case: str, bound: str, share: int) -> tuple[Steps, TrainState, Batch
         steps_per_epoch=4,
     )
     zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
-    state = TrainState(zero, params, tx.init(params), rule.init(), Totals.zeros(), none)
+    state = TrainState(zero, params, tx.init(params), rule.init(), jnp.zeros(()), Totals.zeros(), none)
     return steps, state, examples
 
 

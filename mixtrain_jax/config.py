@@ -71,7 +71,9 @@ class Config:
     share: Annotated[float, Range(0, 1)] = 0.5
     """Share of the robust loss in the whole, for convex, and at the start of constrained; 0 to 1."""
     target: Annotated[float, Range(0, 1)] = 0.995
-    """Clean accuracy on training batches that constrained holds; 0 to 1."""
+    """Clean accuracy that constrained holds; 0 to 1."""
+    target_on: Literal["batches", "heldout"] = "batches"
+    """Where that accuracy is taken: on training batches, or on them less their lead over the held-out examples."""
     mixing_learning_rate: Annotated[float, Range(0, 100)] = 0.2
     """Step of the optimizer that moves the share of constrained; 0 to 100."""
     train_attack_steps: Annotated[int, Range(1, 1000)] = 7
@@ -92,6 +94,8 @@ class Config:
     """Training examples that are held out and only measured on; at least 1."""
     measure: Annotated[int, Range(1)] = 1000
     """Held-out examples measured on while training, the first so many; at least 1."""
+    choose: Literal["last", "best"] = "last"
+    """State that is certified: the last, or the one that verified most held-out examples after the ramp."""
     certify: tuple[Bound, ...] = ("ibp", "crown_ibp", "symbolic", "crown")
     """Bounds tried in turn on the test set; an image is verified when one of them proves it."""
     attack_steps: Annotated[int, Range(1, 10000)] = 100

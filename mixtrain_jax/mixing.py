@@ -21,7 +21,7 @@ class Signals(NamedTuple):
     step: jax.Array  # steps done before this one
     epoch: jax.Array  # full passes over the training data done before this step
     clean_loss: jax.Array  # mean over the batch
-    clean_accuracy: jax.Array  # share of the batch, 0 to 1
+    clean_accuracy: jax.Array  # share of the batch, 0 to 1; less its lead over held-out examples, where that is known
     robust_loss: jax.Array  # mean over the subsample; 0 where the step has none
 
 

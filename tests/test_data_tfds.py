@@ -12,10 +12,13 @@ import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
+from mixtrain_jax import data
+from mixtrain_jax.config import Config
 from mixtrain_jax.data import stream as stream_lib
 from mixtrain_jax.data import tfds as reader
 from mixtrain_jax.data.imagenet200 import official
@@ -340,10 +343,10 @@ def official_files(train_per_class=2):
 
 
 def lay_out(folder, files):
-    for name, data in files.items():
+    for name, content in files.items():
         path = folder / official.NAME / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        path.write_bytes(content)
     return folder
 
 
@@ -351,8 +354,8 @@ def zip_up(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / f"{official.NAME}.zip", "w") as archive:
         archive.mkdir(official.NAME)
-        for name, data in files.items():
-            archive.writestr(f"{official.NAME}/{name}", data)
+        for name, content in files.items():
+            archive.writestr(f"{official.NAME}/{name}", content)
     return folder
 
 
@@ -667,6 +670,46 @@ def test_the_real_sets_have_their_published_counts(name, shape, split):
     np.testing.assert_array_equal(np.bincount(labels), DIGITS[split] if name == "mnist" else [each] * 10)
     assert images.shape == (len(labels), *shape)
     assert (images.min(), images.max()) == (0, 255)
+
+
+def test_load_keeps_a_small_set_in_memory(mnist):
+    told = []
+    found = data.load("mnist", mnist, lambda *args: told.append(args))
+    assert (found.name, found.classes, found.domain, found.normalization) == ("mnist", 10, (0.0, 1.0), None)
+    for split, name in ((found.train, "train"), (found.test, "test")):
+        images, labels = reader.read(reader.open_split("mnist", name, mnist))
+        np.testing.assert_array_equal(split.images, images)
+        np.testing.assert_array_equal(split.labels, labels)
+        np.testing.assert_array_equal(split.floats().images * np.float32(255), images)
+    assert told == [("read mnist, train", 30, 30), ("read mnist, test", 30, 30)]
+
+
+def test_load_streams_imagenet_and_certifies_its_validation_split(tmp_path, command, monkeypatch):
+    lay_out(tmp_path / "downloads/manual", official_files())
+    assert command("--data-dir", tmp_path, "--train-per-class", 2) == 0
+    monkeypatch.setitem(data.PREPARED, "imagenet200/train2", data.PREPARED["imagenet200/train250"])
+    found = data.load("imagenet200/train2", tmp_path)
+    assert (len(found.train), len(found.test), found.classes) == (400, 200, 200)
+    images, labels = reader.read(reader.open_split("imagenet200/train2", "train", tmp_path))
+    kept, held = found.hold_out(50)
+    assert (len(kept), len(held)) == (350, 50)
+    np.testing.assert_array_equal(held.images, images[350:])
+    where = np.array([349, 0, 0, 7])
+    for got, expected in zip(kept.take(where), (images[where], labels[where]), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_every_prepared_set_can_be_asked_for_and_the_other_way_round():
+    assert set(get_args(get_type_hints(Config)["data"])) == {"digits", *data.PREPARED}
+
+
+def test_a_label_that_is_no_class_is_named(tmp_path):
+    source = reader.open_split("mnist", "train", random_set(tmp_path))
+    _, labels = source.take(np.arange(30))
+    source = dataclasses.replace(source, classes=int(labels.max()))
+    first = int(np.argmax(labels))
+    with pytest.raises(DataError, match=rf"example {first}, in .*: label {labels.max()}, expected 0 to"):
+        source.take(np.arange(30))
 
 
 def test_sources_say_what_they_are(mnist):

@@ -92,6 +92,7 @@ def state_of(rule=None, tx=None, step=0):
         params=params,
         opt_state=(tx or optax.sgd(0.1, momentum=0.9)).init(params),
         mix_state=(rule or mixing.convex(0.3)).init(),
+        lead=jnp.zeros((), jnp.float32),
         totals=Totals.zeros(),
         bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -426,6 +427,55 @@ def test_each_way_to_subsample_trains_on_other_examples(tmp_path):
     ways = [{}, {"replace": True}, {"subsample": "epoch"}, {"subsample": "epoch", "replace": True}]
     found = {trained(tmp_path / str(i), **way)[0] for i, way in enumerate(ways)}
     assert len(found) == 4
+
+
+@pytest.mark.usefixtures("promoting")
+def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch, tmp_path):
+    """By made-up measurements: the best lies before the end of the ramp, the best after it before the last."""
+    measured = {6: 0.9, 12: 0.8, 18: 0.3, 24: 0.5, 30: 0.5, 36: 0.4}
+    monkeypatch.setattr(
+        run_module, "make_measure", lambda setup: lambda state: (0.9, measured.get(int(state.step), 0.0))
+    )
+    fields = {**TINY, "epochs": 3, "points": 6, "ramp": 0.4, "choose": "best", "checkpoint_seconds": 0.0}
+    setup, folder = run_module.prepare(Config(**fields)), RunDir(tmp_path)
+    seen = {}
+
+    def update(*args):
+        state = setup.steps.update(*args)
+        seen[int(state.step)] = jax.device_get(state.params)
+        return state
+
+    watched = setup._replace(steps=setup.steps._replace(update=update))
+    with folder.opened(setup.config):
+        checkpoints = Checkpoints(folder.checkpoints)
+        saved = run_module.train(watched, folder, checkpoints, Stop(), display())
+        assert int(saved.best.step) == 30
+        assert bits(saved.best.params) == bits(seen[30]) != bits(saved.state.params)
+        again = run_module.restore(run_module.prepare(setup.config), checkpoints, display())
+        assert bits(again.best) == bits(saved.best)
+        summary = run_module.finish(setup, saved, folder, Stop(), display())
+    assert summary["step"] == 30
+    assert summary["params_sha256"] == fingerprint(seen[30])
+
+
+def test_the_rule_sees_accuracy_less_its_lead_over_held_out_examples():
+    rule = MixRule(lambda: jnp.float32(0), lambda signals, _: (Weights(*jnp.ones(2)), signals.clean_accuracy))
+    steps, state, data = steps_of(rule), state_of(rule)._replace(lead=jnp.float32(0.25)), dataset()
+    clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
+    new = steps.update(state, clean, robust)
+    np.testing.assert_allclose(new.mix_state, clean.accuracy - 0.25, rtol=1e-6)
+    assert float(new.lead) == 0.25
+
+
+@pytest.mark.usefixtures("promoting")
+@pytest.mark.parametrize("target_on", ["batches", "heldout"])
+def test_the_lead_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
+    setup, folder = run_module.prepare(Config(**{**TINY, "target_on": target_on})), RunDir(tmp_path)
+    with folder.opened(setup.config):
+        saved = run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
+    row = folder.metrics()[-1]
+    lead = row["clean_accuracy"] - row["heldout_clean_accuracy"]
+    np.testing.assert_allclose(saved.state.lead, lead if target_on == "heldout" else 0, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("promoting")

@@ -68,6 +68,10 @@ class Source:
             except Exception as error:  # Pillow raises many kinds for bytes that are no image.
                 raise self._damaged(int(indices[k]), error) from error
             labels[k] = example["label"]
+        bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
+        if bad.size:
+            error = ValueError(f"label {labels[bad[0]]}, expected 0 to {self.classes - 1}")
+            raise self._damaged(int(indices[bad[0]]), error)
         return images, labels
 
     def _examples(self, indices: list[int]) -> list[dict[str, Any]]:

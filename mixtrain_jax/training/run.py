@@ -32,12 +32,21 @@ from mixtrain_jax.training.state import Totals, TrainState
 from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, make_steps
 
 
+class Best(NamedTuple):
+    """The state that verified most held-out examples, of those measured after the ramp."""
+
+    step: np.int64  # 0 where none was measured yet
+    verified: np.float64  # share of the held-out examples, 0 to 1
+    params: Any
+
+
 class Saved(NamedTuple):
     """What a checkpoint holds."""
 
     step: np.int64  # steps done
     seconds: np.float64  # spent in training so far
     state: TrainState
+    best: Best | None  # where the config asks for it
 
 
 class Setup(NamedTuple):
@@ -138,6 +147,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         params=params,
         opt_state=tx.init(params),
         mix_state=rule.init(),
+        lead=jnp.zeros((), jnp.float32),
         totals=Totals.zeros(),
         bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -189,7 +199,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     """
     config, steps, total = setup.config, setup.steps, setup.total_steps
     saved = restore(setup, checkpoints, display)
-    state, first, spent = saved.state, int(saved.step), float(saved.seconds)
+    state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
     folder.rewind_metrics(first)
     measure, absent = make_measure(setup), steps.absent(state)
     display.note(f"Compiling. Clean and verified accuracy below are of {measured(setup)} held-out examples.")
@@ -214,12 +224,17 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             left = ((now - started) / (done - first) + measuring / log_every) * (total - done)
             display.row({**row, "seconds_left": left}, last=done == total)
             folder.append_metrics(row)
+            if best and row["eps"] == setup.eps(total) and row["heldout_verified_accuracy"] >= best.verified:
+                verified = np.float64(row["heldout_verified_accuracy"])
+                best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
+            if config.target_on == "heldout":
+                state = state._replace(lead=jnp.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"]))
             # Measuring is no part of the time of training.
             started, now = started + measuring, now + measuring
             state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
         if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
             refuse_non_finite(state, checkpoints)
-            saved = Saved(np.int64(done), np.float64(spent + now - started), state)
+            saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
             checkpoints.save(done, saved)
             saved_at = time.monotonic()
         if stop.signal and done < total:
@@ -229,7 +244,10 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
 
 def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     """The newest whole checkpoint, or the state that training starts from."""
-    start = Saved(np.int64(0), np.float64(0), setup.initial)
+    none = None
+    if setup.config.choose == "best":  # a copy, for the first step takes the memory of the state that it is given
+        none = Best(np.int64(0), np.float64(0), jax.tree.map(jnp.copy, setup.initial.params))
+    start = Saved(np.int64(0), np.float64(0), setup.initial, none)
     saved = checkpoints.restore(start, display.note)
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
@@ -322,14 +340,17 @@ def log_row(setup: Setup, state: TrainState, heldout: tuple[jax.Array, jax.Array
 
 
 def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Display) -> dict[str, Any]:
-    """Certify the whole test set and write the report; the summary comes last, as the sign that the run has ended.
+    """Certify the chosen state on the whole test set and write the report; the summary comes last: the run has ended.
 
     Raises:
       PreemptedError, InterruptedRunError: after a signal; training is saved.
       SoundnessError: where an image is both proved and broken.
     """
     config, dataset = setup.config, setup.dataset
-    logits_fn = functools.partial(setup.apply, saved.state.params)
+    step, params = int(saved.step), saved.state.params
+    if saved.best is not None and saved.best.step:
+        step, params = int(saved.best.step), saved.best.params
+    logits_fn = functools.partial(setup.apply, params)
 
     def poll(what: str, done: int, total: int) -> None:
         display.progress(what, done, total)
@@ -360,7 +381,8 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "seed": config.seed,
         "test_examples": len(dataset.test),
         "verified_by": {name: int((evaluation.proved_by == name).sum()) for name in methods},
-        "params_sha256": fingerprint(saved.state.params),
+        "step": step,
+        "params_sha256": fingerprint(params),
         "state_sha256": fingerprint(saved.state),
         "versions": versions(),
         "device": device(),

@@ -40,5 +40,6 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: optax.OptState
     mix_state: Any  # of the rule that weighs the losses
+    lead: jax.Array  # clean accuracy of training batches over that of held-out examples; 0 where nobody asks
     totals: Totals
     bad_step: jax.Array  # first step whose loss or gradient was not finite, int32; -1 for none

@@ -122,9 +122,8 @@ def make_steps(
         return Part(value, accuracy, gradient)
 
     def update(state: TrainState, clean: Part, robust: Part) -> TrainState:
-        signals = Signals(
-            state.step, state.step.astype(jnp.float32) / steps_per_epoch, clean.loss, clean.accuracy, robust.loss
-        )
+        epoch = state.step.astype(jnp.float32) / steps_per_epoch
+        signals = Signals(state.step, epoch, clean.loss, clean.accuracy - state.lead, robust.loss)
         weights, mix_state = rule.update(signals, state.mix_state)
         gradient = jax.tree.map(lambda c, r: weights.clean * c + weights.robust * r, clean.gradient, robust.gradient)
         loss = weights.clean * clean.loss + weights.robust * robust.loss
@@ -145,6 +144,7 @@ def make_steps(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             mix_state=mix_state,
+            lead=state.lead,
             totals=jax.tree.map(jnp.add, state.totals, now),
             bad_step=state.bad_step,
         )
