@@ -514,6 +514,19 @@ def test_has_robust_has_the_share_asked_for(probability, low, high):
     assert low <= sum(run_module.has_robust(config, step) for step in range(2000)) <= high
 
 
+@pytest.mark.parametrize("fields", [{}, {"robust_probability": 0.5}, {"mixing": "convex", "share": 1.0}])
+def test_standard_and_adversarial_training_have_one_loss_in_every_step(fields):
+    standard, pgd = (Config(trainer=name, **fields) for name in ("standard", "pgd"))
+    for step in (None, *range(20)):
+        assert (run_module.has_clean(standard), run_module.has_robust(standard, step)) == (True, False)
+        assert (run_module.has_clean(pgd), run_module.has_robust(pgd, step)) == (False, True)
+
+
+def test_a_loss_that_weighs_nothing_is_not_computed():
+    assert not run_module.has_clean(Config(mixing="convex", share=1.0))
+    assert run_module.has_clean(Config(mixing="convex", share=0.99))
+
+
 def test_has_robust_is_a_pure_function_of_seed_and_step():
     config, other = Config(robust_probability=0.5), Config(robust_probability=0.5, seed=1)
     forwards = [run_module.has_robust(config, step) for step in range(100)]

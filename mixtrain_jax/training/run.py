@@ -229,14 +229,16 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
                 best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
             if config.target_on == "heldout":
                 state = state._replace(lead=jnp.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"]))
-            # Measuring is no part of the time of training.
+            # Measuring is no part of the time of training, nor is saving.
             started, now = started + measuring, now + measuring
             state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
         if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
             refuse_non_finite(state, checkpoints)
+            now = time.monotonic()
             saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
             checkpoints.save(done, saved)
             saved_at = time.monotonic()
+            started += saved_at - now
         if stop.signal and done < total:
             raise stop.error(f"step {done} of {total} is saved")
     return saved
@@ -280,16 +282,17 @@ def compile_steps(setup: Setup) -> None:
 
 def has_clean(config: Config) -> bool:
     """Whether the clean loss weighs anything."""
-    return not (config.trainer == "pgd" or (config.mixing == "convex" and config.share == 1))
+    return config.trainer == "standard" or not (
+        config.trainer == "pgd" or (config.mixing == "convex" and config.share == 1)
+    )
 
 
 def has_robust(config: Config, step: int | None = None) -> bool:
     """Whether a step has a robust loss, a pure function of the seed and the step; without one, whether any has."""
-    if config.trainer == "standard" or config.robust_probability == 0:
-        return False
-    if config.robust_probability == 1 or step is None:
-        return True
-    return bool(np.random.default_rng([config.seed, step, 1]).random() < config.robust_probability)
+    share = {"standard": 0.0, "pgd": 1.0}.get(config.trainer, config.robust_probability)
+    if share in (0.0, 1.0) or step is None:
+        return share > 0
+    return bool(np.random.default_rng([config.seed, step, 1]).random() < share)
 
 
 def measured(setup: Setup) -> int:
