@@ -181,7 +181,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.out / f"{arguments.study}-{arguments.data}"
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.fields.items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in arguments.fields.items()
+    }
     base = dataclasses.replace(BASE[arguments.data], **fields)
     with Display() as display:
         dataset = data.load(base.data, arguments.data_dir, display.progress)
