@@ -2,11 +2,13 @@
 
     python benchmarks/study.py subsampling --data digits --bounds ibp crown_ibp symbolic
     python benchmarks/study.py weights --data digits
+    python benchmarks/study.py time --data digits
     python benchmarks/study.py subsampling --data mnist --bounds ibp --data-dir DIR
 
 `subsampling` asks how few sound examples a step are enough: shares 1 to 1/16 of the batch at equal epochs, and again
-with as many epochs as fit into the time that all examples take. What a step costs is measured first, all shares in
-turn within one process, and written to `steps.json`. `weights` compares dynamic weights with a sweep of fixed ones.
+with as many epochs as fit into the time that all examples take. `weights` compares dynamic weights with a sweep of
+fixed ones. `time` compares what the trainers cost. Where steps are compared, what one costs is measured first, all in
+turn within one process, and written to `steps.json`.
 
 Runs land in OUT/STUDY-DATA/; `python benchmarks/results.py OUT/STUDY-DATA/*` puts them on the page.
 """
@@ -35,6 +37,13 @@ from mixtrain_jax.training.signals import Stop
 SHARES = (1, 2, 4, 8, 16)  # one example in so many
 WEIGHTS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the robust loss in the whole
 TARGETS = (0.98, 0.99, 0.995)
+TRAINERS: dict[str, dict[str, Any]] = {
+    "standard": {"trainer": "standard"},
+    "pgd-7": {"trainer": "pgd", "train_attack_steps": 7},
+    "pgd-40": {"trainer": "pgd", "train_attack_steps": 40},
+    "robust": {"trainer": "robust"},
+    "mixtrain": {"trainer": "mixtrain"},
+}
 QUICK = {"attack_steps": 20, "attack_restarts": 1, "curve_examples": 0, "points": 5, "checkpoint_seconds": 60.0}
 BASE = {
     "digits": Config(
@@ -97,21 +106,28 @@ def step_seconds(configs: list[Config], dataset: data.Dataset, rounds: int) -> l
     return [statistics.median(times) for times in seconds]
 
 
+def costs(folder: Path, bound: str, configs: dict[str, Config], dataset: data.Dataset) -> dict[str, float]:
+    """Seconds of a step of each config, measured together once and kept in `steps.json`."""
+    path = folder / "steps.json"
+    known = json.loads(path.read_text()) if path.exists() else {"device": run.device()}
+    if bound not in known:
+        known[bound] = dict(zip(configs, step_seconds(list(configs.values()), dataset, 15), strict=True))
+        path.write_text(json.dumps(known, indent=1) + "\n")
+    return known[bound]
+
+
 def subsampling(base: Config, bounds: list[str], dataset: data.Dataset, folder: Path) -> dict[str, Config]:
     """Configs by name: every bound and share at equal epochs and at equal time."""
-    path = folder / "steps.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
     configs = {}
     for bound in bounds:
-        by_share = [dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // s) for s in SHARES]
-        if bound not in known:
-            known[bound] = dict(zip(map(str, SHARES), step_seconds(by_share, dataset, 15), strict=True))
-            path.write_text(json.dumps({"device": run.device(), **known}, indent=1) + "\n")
-        cost = known[bound]
-        for share, config in zip(SHARES, by_share, strict=True):
+        by_share = {
+            str(s): dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // s) for s in SHARES
+        }
+        cost = costs(folder, bound, by_share, dataset)
+        for share, config in by_share.items():
             configs[f"{bound}-{share}-epochs"] = config
-            if share > 1:
-                epochs = round(base.epochs * cost["1"] / cost[str(share)])
+            if share != "1":
+                epochs = round(base.epochs * cost["1"] / cost[share])
                 configs[f"{bound}-{share}-time"] = dataclasses.replace(config, epochs=epochs)
     return configs
 
@@ -129,6 +145,20 @@ def weights(base: Config, bounds: list[str], dataset: data.Dataset, folder: Path
     return configs
 
 
+def trainers(base: Config, bounds: list[str], dataset: data.Dataset, folder: Path) -> dict[str, Config]:
+    """Configs by name: every trainer for as many epochs, measured often enough to see when an accuracy is reached."""
+    configs = {}
+    for bound in bounds:
+        few = dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // 8, points=40)
+        named = {f"{bound}-{name}": dataclasses.replace(few, **fields) for name, fields in TRAINERS.items()}
+        costs(folder, bound, named, dataset)
+        configs |= named
+    return configs
+
+
+STUDIES = {"subsampling": subsampling, "weights": weights, "time": trainers}
+
+
 def perform(config: Config, dataset: data.Dataset, folder: RunDir, display: Display) -> None:
     """One run from where it stands to its summary."""
     with folder.opened(config), Stop() as stop:
@@ -141,7 +171,7 @@ def perform(config: Config, dataset: data.Dataset, folder: RunDir, display: Disp
 def main() -> None:
     """Run what is left of a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["subsampling", "weights"])
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--data", choices=list(BASE), default="digits")
     parser.add_argument("--bounds", nargs="+", default=["ibp"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -151,12 +181,13 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.out / f"{arguments.study}-{arguments.data}"
     folder.mkdir(parents=True, exist_ok=True)
-    base = dataclasses.replace(BASE[arguments.data], **arguments.fields)
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in arguments.fields.items()
+    }
+    base = dataclasses.replace(BASE[arguments.data], **fields)
     with Display() as display:
         dataset = data.load(base.data, arguments.data_dir, display.progress)
-        configs = {"subsampling": subsampling, "weights": weights}[arguments.study](
-            base, arguments.bounds, dataset, folder
-        )
+        configs = STUDIES[arguments.study](base, arguments.bounds, dataset, folder)
         for seed in arguments.seeds:
             for name, config in configs.items():
                 display.note(f"{name}, seed {seed}")

@@ -16,7 +16,7 @@ from mixtrain_jax.certify import Curve, Evaluation
 from mixtrain_jax.data import Split
 
 CLEAN, ATTACKED, VERIFIED, NEUTRAL = "#3b6fb6", "#d9822b", "#2f8f5b", "#777777"
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "mixtrain",  # same run, same file
     "axes.spines.top": False,
@@ -30,7 +30,7 @@ _STYLE = {
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
     """Losses, and accuracies on the held-out examples, over the epochs."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
         epochs = [row["epoch"] for row in rows]
         for name, color in (("clean_loss", CLEAN), ("robust_loss", VERIFIED)):
@@ -42,24 +42,24 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
             right.plot(epochs, [row[f"heldout_{name}_accuracy"] for row in rows], color=color, label=name)
         right.set(xlabel="epoch", ylabel="accuracy", title="Held-out examples", ylim=(0, 1.02))
         right.legend(loc="lower right")
-        return _svg(figure)
+        return svg(figure)
 
 
 def schedules(rows: Sequence[Mapping[str, Any]]) -> str:
     """Relative weight of the robust loss, and radius, over the epochs."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["relative_weight"] for row in rows], color=ATTACKED)
         left.set(xlabel="epoch", ylabel="robust weight / clean weight", title="Dynamic weight")
         right.plot(epochs, [row["eps"] for row in rows], color=NEUTRAL)
         right.set(xlabel="epoch", ylabel="eps trained on", title="Radius")
-        return _svg(figure)
+        return svg(figure)
 
 
 def accuracy_curve(curve: Curve, eps: float) -> str:
     """Clean, attacked and verified accuracy against the radius, what lies between the two shaded."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(10, 3.8), layout="constrained")
         grid = np.linspace(0, curve.eps[-1], 201)
         verified = (curve.radius[None, :] >= grid[:, None]).mean(1)
@@ -74,13 +74,13 @@ def accuracy_curve(curve: Curve, eps: float) -> str:
         axes.margins(x=0)
         axes.set_title(f"First {len(curve.radius):,} test images: robust accuracy lies in the grey band")
         axes.legend(loc="lower left")
-        return _svg(figure)
+        return svg(figure)
 
 
 def image_grid(split: Split, evaluation: Evaluation, count: int = 40) -> str:
     """The first test images, framed by what is known of each."""
     split, count = split.floats(), min(count, len(split))
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         rows = -(-count // 10)
         figure, axes = plt.subplots(rows, 10, figsize=(10, 1.35 * rows), layout="constrained", squeeze=False)
         for i, axis in enumerate(axes.flat):
@@ -88,7 +88,7 @@ def image_grid(split: Split, evaluation: Evaluation, count: int = 40) -> str:
                 _image(axis, split, evaluation, i)
             else:
                 axis.axis("off")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _image(axis: Axes, split: Split, evaluation: Evaluation, i: int) -> None:
@@ -109,7 +109,8 @@ def _image(axis: Axes, split: Split, evaluation: Evaluation, i: int) -> None:
         spine.set(visible=True, color=color, linewidth=2)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The text of a figure, which is closed."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
