@@ -2,6 +2,7 @@ import html.parser
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,25 @@ def test_outside_a_terminal_lines_are_plain():
     assert "\r" not in text
     assert text.splitlines()[0] == "A note."
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_outside_a_terminal_long_work_is_told_now_and_then(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(display_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def act(display):
+        display.note("Measuring.")
+        display._printed = clock[0]
+        for done in range(8):
+            clock[0] += 10
+            display.progress("certify by ibp", done, 8)
+            display.progress("train", done, 8)
+
+    assert displayed(act, terminal=False).splitlines() == [
+        "Measuring.",
+        "certify by ibp: 3 of 8",
+        "certify by ibp: 7 of 8",
+    ]
 
 
 def test_outside_a_terminal_rows_are_spared_but_for_the_first_and_the_last():

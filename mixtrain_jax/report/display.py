@@ -23,6 +23,7 @@ _COLUMNS = (
     ("left", "seconds_left", ">8"),
 )
 _QUIET_SECONDS = 5.0
+_SILENT_SECONDS = 30.0
 
 
 class Display:
@@ -62,11 +63,13 @@ class Display:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Move the bar; a new `what` starts it anew."""
+        """Move the bar; a new `what` starts it anew. Outside a terminal it is a line now and then, but for training."""
         if what != self._doing:
             self._doing = what
             self._progress.reset(self._task, description=what, completed=done, total=total, visible=True)
         self._progress.update(self._task, completed=done, total=total)
+        if not self.live and what != "train" and time.monotonic() - self._printed > _SILENT_SECONDS:
+            self._say(f"{what}: {done} of {total}")
 
     def row(self, row: Mapping[str, Any], *, last: bool = False) -> None:
         """Print a row of metrics; outside a terminal only when the last line is a few seconds old."""
