@@ -3,10 +3,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small_networks as networks
 
-from mixtrain_jax.attacks import pgd
+from mixtrain_jax.attacks import descend, pgd
 from mixtrain_jax.bounds import linf_ball
 from mixtrain_jax.data import Split
 
@@ -40,6 +41,40 @@ def test_stays_in_the_ball_and_the_domain(key, eps, steps):
     assert (found <= ball.upper).all()
     assert found.min() >= 0
     assert found.max() <= 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_compiled_as_a_whole_or_step_by_step_it_is_the_same_attack(key, steps):
+    x, labels = networks.images(0, 8), np.arange(8) % 4
+    whole, ball = attacked(key, x, labels, 0.1, logits_fn=MLP, steps=steps, restarts=3)
+    by_steps = pgd(key, MLP, x, labels, ball, steps=steps, restarts=3)
+    np.testing.assert_allclose(by_steps, whole, atol=1e-6)
+
+
+def test_step_by_step_it_compiles_once_for_all_batches(key):
+    traces = []
+
+    def logits_fn(x):
+        traces.append(x.shape)
+        return MLP(x)
+
+    for seed in range(3):
+        x, labels = networks.images(seed, 8), np.arange(8) % 4
+        pgd(key, logits_fn, x, labels, linf_ball(x, 0.1 + seed, DOMAIN), steps=3, restarts=2)
+    assert len(traces) == 2  # a look and a step
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_the_attack_of_training_stays_in_the_ball_and_raises_the_loss(key, steps):
+    x, labels = jnp.asarray(networks.images(0, 64)), jnp.arange(64) % 4
+    ball = linf_ball(x, 0.1, DOMAIN)
+    found = jax.jit(lambda k: descend(k, MLP, labels, ball, steps=steps))(key)
+    assert (np.asarray(found) >= np.asarray(ball.lower)).all()
+    assert (np.asarray(found) <= np.asarray(ball.upper)).all()
+    losses = [optax.softmax_cross_entropy_with_integer_labels(MLP(z), labels) for z in (x, found)]
+    assert float((losses[1] > losses[0]).mean()) > 0.9
+    other = descend(jax.random.fold_in(key, 1), MLP, labels, ball, steps=steps)
+    assert (np.asarray(other) != np.asarray(found)).any()
 
 
 def test_reaches_the_exact_worst_margin_of_two_classes(key):

@@ -16,7 +16,7 @@ import numpy as np
 
 from mixtrain_jax import bounds
 from mixtrain_jax.attacks import pgd
-from mixtrain_jax.bounds import Interval, Method, linf_ball, margins
+from mixtrain_jax.bounds import Method, linf_ball, margins
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
 
@@ -169,11 +169,14 @@ def measure_curve(
     grid[np.abs(grid - at.eps).argmin()] = at.eps  # there to the bit, so that the curve agrees with the evaluation
     radius = np.where(at.clean, 0.0, -1.0)
     with jax.default_matmul_precision("highest"):
-        search = jax.jit(functools.partial(_proved_radius, method, logits_fn, domain=domain, limit=limit))
         todo = np.flatnonzero(at.clean)
-        radius[todo] = _in_batches(
-            search, [split.images[todo], split.labels[todo]], batch_size, functools.partial(poll, "proved radius")
-        )
+        bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, domain=domain))
+
+        def proved(eps: np.ndarray) -> np.ndarray:
+            arrays = [split.images[todo], split.labels[todo], eps.astype(np.float32)]
+            return _in_batches(bound, arrays, batch_size, functools.partial(poll, "proved radius")) > 0
+
+        radius[todo] = _largest_proved(proved, len(todo), limit)
         radius = np.where(at.verified, np.maximum(radius, at.eps), radius)
         attack = _attack_fn(key, logits_fn, domain, attack_steps, 1)
         standing = at.clean.copy()
@@ -198,12 +201,13 @@ AttackFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def _attack_fn(key: jax.Array, logits_fn: LogitsFn, domain: tuple[float, float], steps: int, restarts: int) -> AttackFn:
-    @jax.jit
     def attack(images: jax.Array, labels: jax.Array, eps: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        ball = linf_ball(images, _per_image(eps, images), domain)
+        ball = linf_ball(jnp.asarray(images), _per_image(eps, images), domain)
         batch_key = jax.random.fold_in(key, index[0])
         found = pgd(batch_key, logits_fn, images, labels, ball, steps=steps, restarts=restarts)
-        return found, jnp.argmax(logits_fn(found), -1) == labels
+        return found, predict(found) == labels
+
+    predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
 
     return attack
 
@@ -236,23 +240,15 @@ def _smallest_margin(
     return margins(method, logits_fn)(ball, labels).min(-1)
 
 
-def _proved_radius(
-    method: Method,
-    logits_fn: LogitsFn,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    domain: tuple[float, float],
-    limit: float,
-) -> jax.Array:
-    def halve(_: int, between: Interval) -> Interval:
-        middle = between.center
-        proved = _smallest_margin(method, logits_fn, images, labels, middle, domain=domain) > 0
-        return Interval(jnp.where(proved, middle, between.lower), jnp.where(proved, between.upper, middle))
-
-    zeros = jnp.zeros(len(labels), images.dtype)
-    whole = _smallest_margin(method, logits_fn, images, labels, zeros + limit, domain=domain) > 0
-    return jnp.where(whole, limit, jax.lax.fori_loop(0, 12, halve, Interval(zeros, zeros + limit)).lower)
+def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limit: float) -> np.ndarray:
+    """Radii up to the limit at which examples are proved, `[count]`, by bisection; `proved` takes one of each."""
+    low, high = np.zeros(count), np.full(count, limit)
+    whole = proved(high)
+    for _ in range(12):
+        middle = (low + high) / 2
+        good = proved(middle)
+        low, high = np.where(good, middle, low), np.where(good, high, middle)
+    return np.where(whole, limit, low)
 
 
 def _per_image(eps: jax.Array, images: jax.Array) -> jax.Array:

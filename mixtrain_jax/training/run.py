@@ -201,10 +201,12 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     saved = restore(setup, checkpoints, display)
     state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
     folder.rewind_metrics(first)
+    if first >= total:
+        return saved
     measure, absent = make_measure(setup), steps.absent(state)
     display.note(f"Compiling. Clean and verified accuracy below are of {measured(setup)} held-out examples.")
     compile_steps(setup)
-    jax.block_until_ready(measure(state))
+    measure(state)
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
     logged_step = first
@@ -300,34 +302,33 @@ def measured(setup: Setup) -> int:
     return min(setup.config.measure, len(setup.heldout))
 
 
-def make_measure(setup: Setup) -> Callable[[TrainState], tuple[jax.Array, jax.Array]]:
-    """A jitted function of the state: clean and verified accuracy on the held-out examples at the full radius."""
+def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
+    """A function of the state: clean and verified accuracy on the held-out examples at the full radius."""
     config, count = setup.config, measured(setup)
     split = setup.heldout[:count].floats()
-    examples = Batch(*jax.device_put((split.images, split.labels)))
     worst = bounded(certify.methods([config.bound], sound=False)[config.bound], setup.dataset.domain)
 
     @jax.jit
-    def measure(state: TrainState) -> tuple[jax.Array, jax.Array]:
-        logits_fn = functools.partial(setup.apply, state.params)
+    def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits_fn = functools.partial(setup.apply, params)
+        right = logits_fn(batch.images).argmax(-1) == batch.labels
+        lower = worst(jax.random.key(0), logits_fn, batch, jnp.float32(config.eps))
+        return right, right & (lower > 0).all(-1)
 
-        def each(batch: Batch) -> tuple[jax.Array, jax.Array]:
-            right = logits_fn(batch.images).argmax(-1) == batch.labels
-            lower = worst(jax.random.key(0), logits_fn, batch, jnp.float32(config.eps))
-            return right, right & (lower > 0).all(-1)
+    # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.
+    size = min(config.batch_size, count)
+    rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    batches = [Batch(*jax.device_put(split.take(row))) for row in rows]
 
-        # Some at a time: the rows of a backward bound take far more memory than the examples.
-        size = min(config.batch_size, count)
-        rows = jnp.arange(-(-count // size) * size).reshape(-1, size)
-        right, proved = jax.lax.map(
-            lambda r: each(jax.tree.map(lambda x: x[jnp.minimum(r, count - 1)], examples)), rows
-        )
-        return right.ravel()[:count].mean(), proved.ravel()[:count].mean()
+    def measure(state: TrainState) -> tuple[float, float]:
+        found = jax.device_get([correct(state.params, batch) for batch in batches])
+        right, proved = (np.concatenate(parts)[:count].mean() for parts in zip(*found, strict=True))
+        return float(right), float(proved)
 
     return measure
 
 
-def log_row(setup: Setup, state: TrainState, heldout: tuple[jax.Array, jax.Array], done: int) -> dict[str, Any]:
+def log_row(setup: Setup, state: TrainState, heldout: tuple[float, float], done: int) -> dict[str, Any]:
     """A row of `metrics.jsonl`, but for what depends on the clock."""
     means = jax.device_get(state.totals).means()
     clean_weight, robust_weight = means["clean_weight"], means["robust_weight"]
@@ -337,8 +338,8 @@ def log_row(setup: Setup, state: TrainState, heldout: tuple[jax.Array, jax.Array
         **means,
         "relative_weight": robust_weight / max(clean_weight, 1e-9),
         "eps": float(np.asarray(setup.eps(done))),
-        "heldout_clean_accuracy": float(heldout[0]),
-        "heldout_verified_accuracy": float(heldout[1]),
+        "heldout_clean_accuracy": heldout[0],
+        "heldout_verified_accuracy": heldout[1],
     }
 
 
