@@ -40,8 +40,12 @@ def fold(dataset: data.Dataset, index: int) -> data.Dataset:
 
 def accuracies(config: Config, dataset: data.Dataset) -> tuple[float, float]:
     """Clean and verified accuracy on the test split after training."""
-    setup = run.prepare(config, dataset)
-    state = setup.initial
+    return trained_accuracies(run.prepare(config, dataset))
+
+
+def trained_accuracies(setup: run.Setup) -> tuple[float, float]:
+    """Clean and verified accuracy on the test split of a setup after training."""
+    config, dataset, state = setup.config, setup.dataset, setup.initial
     absent = setup.steps.absent(state)
     for step, (batch, pool) in enumerate(setup.feed(0, setup.total_steps)):
         clean = setup.steps.clean(state, batch) if run.has_clean(config) else absent
