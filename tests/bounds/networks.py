@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.models import CNN, MLP
+from mixtrain_jax.models import Small, MLP
 
 Built = tuple[Callable[[Any, jax.Array], jax.Array], Any, np.ndarray]
 
@@ -112,7 +112,7 @@ def mlp(seed: int) -> Built:
 
 
 def cnn(seed: int) -> Built:
-    return _flax(CNN(classes=4, width=10), seed, 2, 8, 8, 1)
+    return _flax(Small(classes=4, width=10), seed, 2, 8, 8, 1)
 
 
 NETWORKS: dict[str, Callable[[int], Built]] = {
