@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.models import Small, MLP
+from mixtrain_jax.models import MLP, Small
 
 Built = tuple[Callable[[Any, jax.Array], jax.Array], Any, np.ndarray]
 
