@@ -45,37 +45,17 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "mixtrain": {"trainer": "mixtrain"},
 }
 QUICK = {"attack_steps": 20, "attack_restarts": 1, "curve_examples": 0, "points": 5, "checkpoint_seconds": 60.0}
+_CONV = {
+    **QUICK,
+    **{"model": "small", "learning_rate": 2e-3, "weight_decay": 1e-4, "epochs": 5, "mixing": "convex", "share": 0.5},
+    **{"holdout": 5000, "certify": ("ibp", "crown_ibp")},
+}
 BASE = {
     "digits": Config(
         **QUICK, width=512, learning_rate=0.005, weight_decay=0.1, epochs=120, mixing="convex", share=0.5, holdout=50
     ),
-    "mnist": Config(
-        **QUICK,
-        data="mnist",
-        model="small",
-        learning_rate=2e-3,
-        weight_decay=1e-4,
-        epochs=5,
-        mixing="convex",
-        share=0.5,
-        holdout=5000,
-        certify=("ibp", "crown_ibp"),
-    ),
-    "cifar10": Config(
-        **QUICK,
-        data="cifar10",
-        model="small",
-        eps=2 / 255,
-        crop=2,
-        flip=True,
-        learning_rate=2e-3,
-        weight_decay=1e-4,
-        epochs=5,
-        mixing="convex",
-        share=0.5,
-        holdout=5000,
-        certify=("ibp", "crown_ibp"),
-    ),
+    "mnist": Config(**_CONV, data="mnist"),
+    "cifar10": Config(**_CONV, data="cifar10", eps=2 / 255, crop=2, flip=True),
 }
 
 

@@ -10,6 +10,7 @@ import small_networks as networks
 from mixtrain_jax import certify
 from mixtrain_jax.bounds import Interval
 from mixtrain_jax.certify import evaluate, measure_curve
+from mixtrain_jax.certify import evaluation as evaluation_module
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
 
@@ -301,3 +302,17 @@ def test_the_key_alone_decides(random):
     np.testing.assert_array_equal(first.adversarial, again.adversarial)
     another = evaluate(jax.random.key(2), logits_fn, split, 0.2, **options)
     assert (first.adversarial != another.adversarial).any()
+
+
+def test_a_proved_radius_is_to_the_bit_one_that_was_asked_about():
+    asked, border = [], np.array([0.0, 0.05, 0.1, 0.2499, 0.3])
+
+    def proved(eps):
+        asked.append(eps)
+        return eps <= border
+
+    found = evaluation_module._largest_proved(proved, len(border), 0.25)
+    for i, radius in enumerate(found):
+        assert radius == 0 or any(eps[i] == radius and radius <= border[i] for eps in asked)
+        assert radius >= min(border[i], 0.25) - 0.25 / 4000
+    assert all(eps.dtype == np.float32 for eps in asked)

@@ -173,7 +173,7 @@ def measure_curve(
         bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, domain=domain))
 
         def proved(eps: np.ndarray) -> np.ndarray:
-            arrays = [split.images[todo], split.labels[todo], eps.astype(np.float32)]
+            arrays = [split.images[todo], split.labels[todo], eps]
             return _in_batches(bound, arrays, batch_size, functools.partial(poll, "proved radius")) > 0
 
         radius[todo] = _largest_proved(proved, len(todo), limit)
@@ -241,14 +241,17 @@ def _smallest_margin(
 
 
 def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limit: float) -> np.ndarray:
-    """Radii up to the limit at which examples are proved, `[count]`, by bisection; `proved` takes one of each."""
-    low, high = np.zeros(count), np.full(count, limit)
-    whole = proved(high)
+    """Radii up to the limit at which examples are proved, `[count]`, by bisection; `proved` takes one of each.
+
+    In float32, as `proved` computes, so that a radius that is returned is to the bit one that was proved.
+    """
+    low, high = np.zeros(count, np.float32), np.full(count, limit, np.float32)
+    low = np.where(proved(high), high, low)
     for _ in range(12):
         middle = (low + high) / 2
         good = proved(middle)
         low, high = np.where(good, middle, low), np.where(good, high, middle)
-    return np.where(whole, limit, low)
+    return low
 
 
 def _per_image(eps: jax.Array, images: jax.Array) -> jax.Array:
