@@ -1,0 +1,66 @@
+"""Where attacks may go: steps, starts and projections in the l-infinity box and the l2 ball of each example.
+
+A box is an `Interval` of `[n, ...]`. A Euclidean ball is a `Ball` as `jax.vmap(l2_ball, (0, None, None))` makes it: a
+point, a radius and a box for each example.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mixtrain_jax.bounds import Ball, BoundsError, Interval
+
+_INSIDE = 1 - 1e-6  # of the radius: no point may leave the ball by round-off
+
+
+def spread(values: jax.Array, like: jax.Array) -> jax.Array:
+    """Values `[n]` with trailing axes of one, so that they broadcast against `like`, `[n, ...]`."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """Euclidean norm of each example, `[n, ...] -> [n]`."""
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+
+
+def check_norm(ball: Interval) -> None:
+    """Refuse balls that attacks know no steps for.
+
+    Raises:
+      BoundsError: where the ball is of the l1 norm.
+    """
+    if isinstance(ball, Ball) and ball.norm != 2:
+        raise BoundsError(f"Attacks know boxes (linf_ball) and Euclidean balls (l2_ball), got a ball of l{ball.norm}.")
+
+
+def project(ball: Interval, points: jax.Array) -> jax.Array:
+    """The points `[n, ...]` moved into the ball.
+
+    Towards the center of a Euclidean ball and then into its box, which holds the center and so takes nothing outside.
+    """
+    if isinstance(ball, Ball):
+        away = points - ball.point
+        share = jnp.minimum(1.0, _INSIDE * ball.eps / jnp.maximum(norm(away), jnp.finfo(away.dtype).tiny))
+        points = ball.point + spread(share, away) * away
+    return jnp.clip(points, ball.lower, ball.upper)
+
+
+def steepest(ball: Interval, gradient: jax.Array) -> jax.Array:
+    """The step as long as the radius of the ball that a linear function of this gradient rises most along."""
+    if isinstance(ball, Ball):
+        length = jnp.maximum(norm(gradient), jnp.finfo(gradient.dtype).tiny)
+        return spread(ball.eps / length, gradient) * gradient
+    return ball.radius * jnp.sign(gradient)
+
+
+def uniform(key: jax.Array, ball: Interval) -> jax.Array:
+    """A point of each ball, `[n, ...]`: uniform in a box; in a Euclidean ball uniform before the box cuts it."""
+    if not isinstance(ball, Ball):
+        anywhere = jax.random.uniform(key, ball.shape, ball.dtype, ball.lower, ball.upper)
+        return jnp.clip(anywhere, ball.lower, ball.upper)
+    direction_key, length_key = jax.random.split(key)
+    direction = jax.random.normal(direction_key, ball.shape, ball.dtype)
+    entries = ball.lower[0].size
+    length = jax.random.uniform(length_key, ball.eps.shape, ball.dtype) ** (1 / entries)
+    return project(ball, ball.point + spread(length, direction) * steepest(ball, direction))

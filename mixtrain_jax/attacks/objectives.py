@@ -1,0 +1,49 @@
+"""What attacks ascend: functions of logits `[n, classes]`, labels `[n]` and target classes `[n]`, one value an example.
+
+Each is positive only where the label has lost, except for the cross-entropy. `targets` is None in an untargeted attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Objective = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+
+def margin(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """The logit of the target, or the largest of the other classes, minus that of the label (arXiv 1608.04644)."""
+    true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    label = jnp.min(jnp.where(true, logits, jnp.inf), -1)
+    if targets is not None:
+        return _at(logits, targets) - label
+    return jnp.max(jnp.where(true, -jnp.inf, logits), -1) - label
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy of the label, or minus that of the target."""
+    if targets is not None:
+        return -optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
+    """The margin as a share of the spread of the largest logits (Croce and Hein, arXiv 2003.01690, equations 6 and 7).
+
+    Unlike the cross-entropy it does not vanish where logits are large. It wants three classes, four where targeted;
+    with fewer the spread is that of all of them.
+    """
+    ordered = jnp.sort(logits, -1)[..., ::-1]
+    if targets is None:
+        spread = ordered[..., 0] - ordered[..., min(2, logits.shape[-1] - 1)]
+    else:
+        low = [ordered[..., min(i, logits.shape[-1] - 1)] for i in (2, 3)]
+        spread = ordered[..., 0] - (low[0] + low[1]) / 2
+    return margin(logits, labels, targets) / (spread + 1e-12)
+
+
+def _at(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, classes[..., None], -1)[..., 0]
