@@ -28,8 +28,9 @@ from mixtrain_jax.report.plots import STYLE, svg
 
 PAGE = """# Results
 
-Every number is of the whole test set and of the network that training ended with; certificates hold in floating point
-(`sound=True`). No model is chosen on test images: settings are chosen on training examples that are held out.
+Every number is of the whole test set; certificates hold in floating point (`sound=True`). A run is measured as it ended,
+or where its config says `choose = "best"` at its best on held-out training examples, which also choose settings: nothing
+is chosen on test images.
 Accuracies are in %, mean over seeds ± standard deviation of one seed, from two seeds on. A difference comes with its
 standard error, paired by seed where it can be, and counts as noise up to two of them; with two or three seeds
 that error is itself rough. "-" stands for what is not known or not run.
@@ -49,8 +50,8 @@ runs, which is noisy. Both are multiples of what all examples take.
 
 ## Time
 
-"To 50 %, s" is the time until half of the held-out training examples are verified at the full radius: the step where
-that is first measured, times what a step costs, mean over seeds. Compilation and measuring are not counted.
+"To 50 %, s" is the time until that share of the held-out training examples is verified at the full radius: the step
+where that is first measured, times what a step costs, mean over seeds. Compilation and measuring are not counted.
 
 {time}
 

@@ -96,12 +96,12 @@ def timing(group: str, runs: Sequence[Record], steps: Mapping[str, Seconds]) -> 
                 brief(1e3 * cost[name]),
                 brief(cost[name] / base if base else None),
                 brief(cost[name] * _steps(some[0]) / some[0]["config"]["epochs"]),
-                *accuracies(some, "clean", "verified"),
+                *accuracies(some, "clean", "attacked", "verified"),
                 *map(brief, reached[name]),
             )
             for name, some in trainers.items()
         ]
-        head = ("trainer", "a step, ms", "against standard", "an epoch, s", "clean", "verified")
+        head = ("trainer", "a step, ms", "against standard", "an epoch, s", "clean", "attacked", "verified")
         how = "all trainers in turn within one process" if together else "by the clock of each run, which is noisy"
         parts += [
             f"{_subheading(bound, mine)} Steps were timed {how}.",
