@@ -20,6 +20,7 @@ import optax
 
 import mixtrain_jax
 from mixtrain_jax import certify, data, mixing, models
+from mixtrain_jax.attacks import pgd
 from mixtrain_jax.checkpoints import Checkpoints, fingerprint
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, NonFiniteError
@@ -365,16 +366,21 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     display.note(f"Measuring on the {len(dataset.test)} test images.")
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     methods = certify.methods(config.certify)
-    common = {"domain": dataset.domain, "attack_steps": config.attack_steps, "poll": poll}
-    evaluation = certify.evaluate(
-        key, logits_fn, dataset.test, config.eps, methods=methods, attack_restarts=config.attack_restarts, **common
-    )
+    attacks = {"PGD": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
+    threat = certify.Threat(config.eps, dataset.domain)
+    evaluation = certify.evaluate(key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll)
     curve = None
     if few := min(config.curve_examples, len(dataset.test)):
         # The bound that proved most: tighter ones have little to add, and a radius takes a dozen bounds to find.
         method = methods[max(methods, key=lambda name: (evaluation.proved_by == name).sum())]
         curve = certify.measure_curve(
-            key, logits_fn, dataset.test[:few], evaluation.first(few), method=method, **common
+            key,
+            logits_fn,
+            dataset.test[:few],
+            evaluation.first(few),
+            method=method,
+            attack_steps=config.attack_steps,
+            poll=poll,
         )
     summary = {
         **evaluation.accuracies(),
