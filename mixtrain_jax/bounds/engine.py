@@ -263,6 +263,24 @@ def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domai
     return intersect(folded, bound(known.relaxations)) if any(known.relaxations) else folded
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """What is known of one operand of an op that is not affine.
+
+    Attributes:
+      operation: name of the op; `max` for a ReLU.
+      source: the user's line that made it.
+      box: all values the operand can take.
+      unstable: bool of the box's shape, entries over which the op bends; None for ops that bend everywhere.
+    """
+
+    operation: str = dataclasses.field(metadata={"static": True})
+    source: str = dataclasses.field(metadata={"static": True})
+    box: Interval
+    unstable: jax.Array | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Bounded:
     """A function of intervals that returns intervals; what `ibp(f)` and the other domains return.
@@ -319,6 +337,27 @@ class Bounded:
             return _exact_rows(rows, out, self.domain.sound)
         bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in self._analyses(tape)]
         return _best(bounds)
+
+    def hidden(self, *args: Any) -> list[Hidden]:
+        """The boxes at every op that is not affine, such as the inputs of ReLUs, in the order of the computation.
+
+        Args:
+          *args: as for a call.
+
+        Raises:
+          BoundsError: as a call does.
+        """
+        tape = self._record(args)
+        known = self._analyses(tape)[0][1]
+        found = []
+        for op in tape.ops:
+            rule = rules.find(op)
+            if rule.relax and not rules.is_affine(op):
+                unstable = None
+                if rule.stable and len(op.refs) == 1:
+                    unstable = jnp.broadcast_to(~rule.stable(op, read(known, op)), op.refs[0].shape)
+                found.extend(Hidden(op.primitive.name, op.source(), known.boxes[r.index], unstable) for r in op.refs)
+        return found
 
     def _record(self, args: Sequence[Any]) -> Tape:
         tape = record(self.f, args, functions.recognize)

@@ -52,6 +52,7 @@ class Evaluation:
     proved_by: np.ndarray  # str: first method that proved it, "" where none did
     broken_by: np.ndarray  # str: first attack that broke it, "" where none did
     adversarial: np.ndarray  # [n, ...]: input that broke it, else the worst one that the last attack found
+    seen_as: np.ndarray  # classes of those inputs
 
     def first(self, count: int) -> Evaluation:
         """What is known of the first `count` images."""
@@ -117,7 +118,8 @@ def evaluate(
         predict = _predictor(logits_fn, batch_size)
         predictions = predict(split.images, functools.partial(poll, "predict"))
         clean = predictions == split.labels
-        standing, broken_by, adversarial = clean.copy(), np.full(n, "", dtype=object), split.images.copy()
+        standing, broken_by = clean.copy(), np.full(n, "", dtype=object)
+        adversarial, seen_as = split.images.copy(), predictions.copy()
         for i, (name, attack) in enumerate(attacks.items()):
             started = time.monotonic()
             todo = np.flatnonzero(standing)
@@ -131,7 +133,8 @@ def evaluate(
                 functools.partial(poll, name),
             )
             # Whether a point breaks an image is not for the attack to say.
-            fell = todo[predict(adversarial[todo], lambda done, total: None) != split.labels[todo]]
+            seen_as[todo] = predict(adversarial[todo], lambda done, total: None)
+            fell = todo[seen_as[todo] != split.labels[todo]]
             standing[fell], broken_by[fell] = False, name
             seconds[name] = time.monotonic() - started
         margin, proved_by = np.full(n, -np.inf), np.full(n, "", dtype=object)
@@ -161,6 +164,7 @@ def evaluate(
         proved_by.astype(str),
         broken_by.astype(str),
         adversarial,
+        seen_as,
     )
 
 

@@ -36,8 +36,13 @@ class Threat:
         if self.norm not in ("linf", "l2"):
             raise BoundsError(f"A threat wants the norm linf or l2, got {self.norm!r}.")
 
+    @property
+    def name(self) -> str:
+        """The norm in words."""
+        return "l-infinity" if self.norm == "linf" else "l2"
+
     def __str__(self) -> str:
-        return f"{'l-infinity' if self.norm == 'linf' else 'l2'} eps {self.eps:g}"
+        return f"{self.name} eps {self.eps:g}"
 
     def ball(self, images: jax.Array, eps: jax.Array) -> Interval:
         """The balls of images `[n, ...]` with radii `[n]`, rounded outwards: what a bound has to cover."""
