@@ -24,9 +24,9 @@ def test_inner_boxes_lie_in_the_ball_and_bounds_cover_it(eps, domain):
         assert end.dtype == np.float32
         assert (np.abs(end.astype(np.float64) - exact) <= eps).all()
         assert not threat.outside(x, end).any()
-    # Within a rounding of what the ball is, so an attack loses nothing.
-    assert (inner.upper >= np.nextafter(np.minimum(x + np.float32(eps), np.float32(domain[1])), np.float32(-200))).all()
-    assert (inner.lower <= np.nextafter(np.maximum(x - np.float32(eps), np.float32(domain[0])), np.float32(200))).all()
+    # And no float32 closer to the border does.
+    assert (np.nextafter(inner.upper, np.float32(200)) > np.minimum(exact + eps, domain[1])).all()
+    assert (np.nextafter(inner.lower, np.float32(-200)) < np.maximum(exact - eps, domain[0])).all()
     outer = threat.ball(x, np.full(len(x), eps, np.float32))
     assert (np.asarray(outer.lower) <= inner.lower).all()
     assert (np.asarray(outer.upper) >= inner.upper).all()
