@@ -153,9 +153,11 @@ def load(source: Source, display: Display) -> Subject:
 def _has_channels_first(path: str, shape: tuple[int, ...]) -> bool:
     """Whether an ONNX file wants images of this shape with their channels in front, as PyTorch's exports do."""
     declared = foreign.load_onnx(path).shape
-    return declared is not None and all(
-        size in (None, wanted) for size, wanted in zip(declared, (shape[-1], *shape[:-1]), strict=False)
-    ) and declared != shape
+    return (
+        declared is not None
+        and all(size in (None, wanted) for size, wanted in zip(declared, (shape[-1], *shape[:-1]), strict=False))
+        and declared != shape
+    )
 
 
 def _json(values: Any) -> str:

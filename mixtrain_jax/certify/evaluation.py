@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds
-from mixtrain_jax.attacks import Attack, pgd
+from mixtrain_jax.attacks import Attack, chunked, pgd
 from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
@@ -104,10 +104,11 @@ def evaluate(
       logits_fn: `[n, ...] -> [n, classes]`, examples independent of each other.
       split: images and labels.
       threat: what may be done to an image.
-      attacks: by name, cheapest first.
+      attacks: by name, cheapest first. Each is given all images that still stand at once: bound the memory that it
+        takes, and show its progress, by `chunked`.
       methods: bounds by name, cheapest first.
-      batch_size: images on the device at a time.
-      poll: called with progress after every batch; whatever it raises ends the evaluation.
+      batch_size: images on the device at a time, but for the attacks.
+      poll: called with progress after every batch, but for the attacks; whatever it raises ends the evaluation.
 
     Raises:
       SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
@@ -123,15 +124,8 @@ def evaluate(
         for i, (name, attack) in enumerate(attacks.items()):
             started = time.monotonic()
             todo = np.flatnonzero(standing)
-            adversarial[todo] = _attack(
-                jax.random.fold_in(key, i),
-                attack,
-                logits_fn,
-                split[todo],
-                threat,
-                batch_size,
-                functools.partial(poll, name),
-            )
+            attack_key = jax.random.fold_in(key, i)
+            adversarial[todo] = _attack(attack_key, attack, logits_fn, split[todo], threat)
             # Whether a point breaks an image is not for the attack to say.
             seen_as[todo] = predict(adversarial[todo], lambda done, total: None)
             fell = todo[seen_as[todo] != split.labels[todo]]
@@ -216,14 +210,14 @@ def measure_curve(
         radius[todo] = _largest_proved(proved, len(todo), limit)
         radius = np.where(at.verified, np.maximum(radius, eps), radius)
         predict = _predictor(logits_fn, batch_size)
-        attack = functools.partial(pgd, steps=attack_steps, restarts=1)
         standing = at.clean.copy()
         attacked = np.empty((points, len(split)), bool)
         for i, here in enumerate(grid):
             rows = np.flatnonzero(standing)
             threat = dataclasses.replace(at.threat, eps=float(here))
             tell = functools.partial(poll, f"attack at {here:.3g}")
-            found = _attack(key, attack, logits_fn, split[rows], threat, batch_size, tell)
+            attack = chunked(functools.partial(pgd, steps=attack_steps, restarts=1), batch_size, tell)
+            found = _attack(key, attack, logits_fn, split[rows], threat)
             standing[rows] = predict(found, lambda done, total: None) == split.labels[rows]
             if here >= eps:
                 standing &= at.attacked
@@ -239,29 +233,16 @@ def _predictor(logits_fn: LogitsFn, batch_size: int) -> Callable[..., np.ndarray
     return lambda images, poll: _in_batches(predict, [images], batch_size, poll)
 
 
-def _attack(
-    key: jax.Array,
-    attack: Attack,
-    logits_fn: LogitsFn,
-    split: Split,
-    threat: Threat,
-    batch_size: int,
-    poll: Callable[[int, int], None],
-) -> np.ndarray:
+def _attack(key: jax.Array, attack: Attack, logits_fn: LogitsFn, split: Split, threat: Threat) -> np.ndarray:
     """The worst inputs that an attack finds, `[n, ...]`.
 
     Raises:
       SoundnessError: where one of them is not in its ball.
     """
-
-    def found(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> jax.Array:
-        ball = threat.inner(images, np.full(len(images), threat.eps))
-        return attack(jax.random.fold_in(key, index[0]), logits_fn, images, labels, ball)
-
     if not len(split):
         return split.images
-    index = np.arange(len(split), dtype=np.int32)
-    points = _in_batches(found, [split.images, split.labels, index], batch_size, poll)
+    ball = threat.inner(split.images, np.full(len(split), threat.eps))
+    points = np.asarray(attack(key, logits_fn, split.images, split.labels, ball))
     if (outside := threat.outside(split.images, points)).any():
         raise SoundnessError(
             f"{int(outside.sum())} point(s) that an attack returned are not within {threat} of their image or not in "

@@ -70,9 +70,7 @@ def number(name: str, share: float, words: str) -> str:
     return f"<div class=number>{html.escape(name)}<b>{share:.1%}</b><small>{html.escape(words)}</small></div>"
 
 
-def _figures(
-    rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve | None, test: Split
-) -> list[str]:
+def _figures(rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve | None, test: Split) -> list[str]:
     try:
         from mixtrain_jax.report import plots
     except ModuleNotFoundError as error:
