@@ -9,7 +9,7 @@ import pytest
 import small_networks as networks
 
 from mixtrain_jax import certify
-from mixtrain_jax.attacks import chunked, pgd
+from mixtrain_jax.attacks import pgd
 from mixtrain_jax.bounds import Interval
 from mixtrain_jax.certify import Threat, evaluate, measure_curve
 from mixtrain_jax.certify import evaluation as evaluation_module
@@ -20,7 +20,7 @@ WIDE = (-100.0, 100.0)
 PIXELS = (0.0, 1.0)
 NAMES = ("ibp", "crown_ibp", "symbolic", "crown")
 PGD = functools.partial(pgd, steps=10, restarts=1)
-ATTACK = {"attacks": {"PGD": chunked(PGD, 16)}}
+ATTACK = {"attacks": {"PGD": PGD}}
 
 
 def claims(margin):
@@ -216,6 +216,7 @@ def test_poll_sees_progress_and_can_stop(key, linear):
         ("predict", 21, 21),
     ]
     kinds = {what for what, _, _ in seen}
+    assert "PGD" in kinds
     assert "certify by ibp" in kinds
 
     class Enough(Exception):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds
-from mixtrain_jax.attacks import Attack, chunked, pgd
+from mixtrain_jax.attacks import Attack, EachTarget, Record, in_turn, pgd
 from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
@@ -89,7 +89,7 @@ def evaluate(
     split: Split,
     threat: Threat,
     *,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, Attack | EachTarget],
     methods: Mapping[str, Method],
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
@@ -104,33 +104,25 @@ def evaluate(
       logits_fn: `[n, ...] -> [n, classes]`, examples independent of each other.
       split: images and labels.
       threat: what may be done to an image.
-      attacks: by name, cheapest first. Each is given all images that still stand at once: bound the memory that it
-        takes, and show its progress, by `chunked`.
+      attacks: by name, cheapest first.
       methods: bounds by name, cheapest first.
-      batch_size: images on the device at a time, but for the attacks.
-      poll: called with progress after every batch, but for the attacks; whatever it raises ends the evaluation.
+      batch_size: images on the device at a time.
+      poll: called with progress after every batch; whatever it raises ends the evaluation.
 
     Raises:
       SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
     """
     split, n = split.floats(), len(split)
-    seconds: dict[str, float] = {}
     with jax.default_matmul_precision("highest"):
-        predict = _predictor(logits_fn, batch_size)
-        predictions = predict(split.images, functools.partial(poll, "predict"))
+        predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
+        predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"))
         clean = predictions == split.labels
-        standing, broken_by = clean.copy(), np.full(n, "", dtype=object)
-        adversarial, seen_as = split.images.copy(), predictions.copy()
-        for i, (name, attack) in enumerate(attacks.items()):
-            started = time.monotonic()
-            todo = np.flatnonzero(standing)
-            attack_key = jax.random.fold_in(key, i)
-            adversarial[todo] = _attack(attack_key, attack, logits_fn, split[todo], threat)
-            # Whether a point breaks an image is not for the attack to say.
-            seen_as[todo] = predict(adversarial[todo], lambda done, total: None)
-            fell = todo[seen_as[todo] != split.labels[todo]]
-            standing[fell], broken_by[fell] = False, name
-            seconds[name] = time.monotonic() - started
+        record = attack_all(key, attacks, logits_fn, split[clean], threat, batch_size, poll)
+        standing, adversarial, seen_as = clean.copy(), split.images.copy(), predictions.copy()
+        broken_by = np.full(n, "", dtype=object)
+        standing[clean], broken_by[clean] = record.standing, record.broken_by
+        adversarial[clean], seen_as[clean] = record.adversarial, record.seen_as
+        seconds = dict(record.seconds)
         margin, proved_by = np.full(n, -np.inf), np.full(n, "", dtype=object)
         for i, (name, method) in enumerate(methods.items()):
             started = time.monotonic()
@@ -209,16 +201,14 @@ def measure_curve(
 
         radius[todo] = _largest_proved(proved, len(todo), limit)
         radius = np.where(at.verified, np.maximum(radius, eps), radius)
-        predict = _predictor(logits_fn, batch_size)
         standing = at.clean.copy()
         attacked = np.empty((points, len(split)), bool)
         for i, here in enumerate(grid):
             rows = np.flatnonzero(standing)
             threat = dataclasses.replace(at.threat, eps=float(here))
-            tell = functools.partial(poll, f"attack at {here:.3g}")
-            attack = chunked(functools.partial(pgd, steps=attack_steps, restarts=1), batch_size, tell)
-            found = _attack(key, attack, logits_fn, split[rows], threat)
-            standing[rows] = predict(found, lambda done, total: None) == split.labels[rows]
+            named = {f"attack at {here:.3g}": functools.partial(pgd, steps=attack_steps, restarts=1)}
+            record = attack_all(key, named, logits_fn, split[rows], threat, batch_size, poll)
+            standing[rows] = record.standing
             if here >= eps:
                 standing &= at.attacked
             attacked[i] = standing
@@ -227,28 +217,28 @@ def measure_curve(
     return Curve(grid, np.full(points, at.clean.mean()), attacked.mean(1), proved.mean(1), radius)
 
 
-def _predictor(logits_fn: LogitsFn, batch_size: int) -> Callable[..., np.ndarray]:
-    """A function of images `[n, ...]` and a progress callback: their classes `[n]`."""
-    predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
-    return lambda images, poll: _in_batches(predict, [images], batch_size, poll)
-
-
-def _attack(key: jax.Array, attack: Attack, logits_fn: LogitsFn, split: Split, threat: Threat) -> np.ndarray:
-    """The worst inputs that an attack finds, `[n, ...]`.
+def attack_all(
+    key: jax.Array,
+    attacks: Mapping[str, Attack | EachTarget],
+    logits_fn: LogitsFn,
+    split: Split,
+    threat: Threat,
+    batch_size: int,
+    poll: Poll,
+) -> Record:
+    """What attacks do to examples that are classified rightly.
 
     Raises:
-      SoundnessError: where one of them is not in its ball.
+      SoundnessError: where a point is not in its ball.
     """
-    if not len(split):
-        return split.images
     ball = threat.inner(split.images, np.full(len(split), threat.eps))
-    points = np.asarray(attack(key, logits_fn, split.images, split.labels, ball))
-    if (outside := threat.outside(split.images, points)).any():
+    record = in_turn(key, logits_fn, split.images, split.labels, ball, attacks, batch_size=batch_size, poll=poll)
+    if (outside := threat.outside(split.images, record.adversarial)).any():
         raise SoundnessError(
             f"{int(outside.sum())} point(s) that an attack returned are not within {threat} of their image or not in "
             f"the domain {threat.domain}. Please report this, or mend the attack."
         )
-    return points
+    return record
 
 
 def _smallest_margin(

@@ -66,14 +66,14 @@ class Threat:
             return Ball(lower, upper, images, np.asarray(eps, np.float32), norm=2)
         return Interval(lower, upper)
 
-    def outside(self, images: np.ndarray, points: np.ndarray, eps: float | None = None) -> np.ndarray:
+    def outside(self, images: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Which points `[n, ...]` are no such inputs of their images, `[n]`, judged in float64."""
-        points = np.asarray(points, np.float64)
-        away = np.abs(points - np.asarray(images, np.float64)).reshape(len(images), -1)
-        length = away.max(-1, initial=0) if self.norm == "linf" else np.sqrt(np.square(away).sum(-1))
+        points, axes = np.asarray(points, np.float64), tuple(range(1, images.ndim))
+        away = np.abs(points - np.asarray(images, np.float64))
+        length = away.max(axes, initial=0) if self.norm == "linf" else np.sqrt(np.square(away).sum(axes))
         low, high = np.float32(self.domain[0]), np.float32(self.domain[1])
-        in_domain = ((points >= low) & (points <= high)).reshape(len(images), -1).all(-1)
-        return ~(in_domain & (length <= (self.eps if eps is None else eps)))
+        in_domain = ((points >= low) & (points <= high)).all(axes)
+        return ~(in_domain & (length <= self.eps))
 
 
 def _round_down(x: np.ndarray) -> np.ndarray:

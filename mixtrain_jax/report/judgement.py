@@ -16,7 +16,7 @@ from mixtrain_jax.report import page
 
 _WORDS = {
     "clean": "of the images as they are",
-    "PGD-20": "withstand the customary attack, which proves nothing",
+    "pgd-20": "withstand the customary attack, which proves nothing",
     "attacked": "withstand every attack: robust accuracy is at most this",
     "verified": "are proved: robust accuracy is at least this",
 }

@@ -20,7 +20,7 @@ import optax
 
 import mixtrain_jax
 from mixtrain_jax import certify, data, mixing, models
-from mixtrain_jax.attacks import chunked, pgd
+from mixtrain_jax.attacks import pgd
 from mixtrain_jax.checkpoints import Checkpoints, fingerprint
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
@@ -399,8 +399,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     display.note(f"Measuring on the {len(dataset.test)} test images.")
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     methods = certify.methods(config.certify)
-    attack = functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)
-    attacks = {"PGD": chunked(attack, 128, functools.partial(poll, f"attack at {config.eps:.3g}"))}
+    attacks = {"pgd": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
     threat = certify.Threat(config.eps, dataset.domain)
     evaluation = certify.evaluate(key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll)
     curve = None
