@@ -41,3 +41,7 @@ class InterruptedRunError(MixtrainError):
     """The run was stopped by Ctrl-C and saved its state; the same command goes on."""
 
     exit_code = 130
+
+
+class CertificateError(MixtrainError):
+    """A file of certificates cannot be used, or a network cannot be checked independently."""

@@ -21,12 +21,15 @@ ALLOWED = {
     "subsample": {"bounds"},
     "mixing": {"bounds"},
     "config": {"errors"},
-    "checkpoints": {"errors"},
-    "certify": {"bounds", "losses", "attacks", "subsample", "mixing", "data", "errors"},
+    "fingerprints": set(),
+    "checkpoints": {"errors", "fingerprints"},
+    "certify": {
+        *("bounds", "losses", "attacks", "subsample", "mixing", "data", "errors", "fingerprints", "__version__"),
+    },
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "certify"),
-        *("checkpoints", "config", "data", "errors", "models", "report", "__version__"),
+        *("checkpoints", "config", "data", "errors", "fingerprints", "models", "report", "__version__"),
     },
     "cli": {"config", "errors", "report", "training"},
 }

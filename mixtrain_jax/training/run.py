@@ -21,9 +21,10 @@ import optax
 import mixtrain_jax
 from mixtrain_jax import certify, data, mixing, models
 from mixtrain_jax.attacks import pgd
-from mixtrain_jax.checkpoints import Checkpoints, fingerprint
+from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Feed, make_feed
