@@ -37,7 +37,9 @@ QUICK = Budget(steps=20, targets=3, queries=200)
 class Record:
     """What the ensemble did to every example."""
 
-    adversarial: np.ndarray  # [n, ...]: the input of the lowest margin met; the example itself where it was wrong before
+    adversarial: (
+        np.ndarray
+    )  # [n, ...]: the input of the lowest margin met; the example itself where it was wrong before
     broken_by: np.ndarray  # [n], str: "clean" where it was wrong before, else the attack; "" where it stands
     attacks: tuple[str, ...]  # those that were run, in order
 
