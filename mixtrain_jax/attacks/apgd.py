@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein, arXiv 2003.01690, algorithm 1)."""
+"""Auto-PGD: projected gradient ascent that sets its own step sizes (Croce and Hein, arXiv 2003.01690, algorithm 1)."""
 
 from __future__ import annotations
 

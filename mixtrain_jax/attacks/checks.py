@@ -33,8 +33,8 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Recor
     * `square`: the gradient-free attack broke more than 0.2 % of the examples after the others had failed on them, as
       the record tells, a sign of masked gradients.
     * `loop` or `steps`: what could be an optimisation at inference. JAX shows loops and calls out of the program
-      (`while`, `scan`, callbacks), rounding and gradients by hand (`custom_vjp`). It doesn't show an optimisation that is
-      unrolled: gradients in a network look like any other of its layers.
+      (`while`, `scan`, callbacks), rounding and gradients by hand (`custom_vjp`). It doesn't show an optimisation that
+      is unrolled: gradients in a network look like any other of its layers.
 
     A network without any of them can be overrated too. Everything is measured on the given inputs in one batch, outside
     `jax.jit`.

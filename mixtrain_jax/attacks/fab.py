@@ -43,9 +43,9 @@ def fab_targeted(
     """Search for the closest input of another class, and return it if it is in the ball (FAB-T).
 
     A step goes a little beyond where the boundary to the target would be if the network were linear, and is drawn to
-    where `x` would cross it. The search itself knows no radius: it leaves the ball, but not the domain. Two steps at the
-    end go from `x` to the boundary at the closest input, so that the distance is minimal where the network is linear in
-    between.
+    where `x` would cross it. The search itself knows no radius: it leaves the ball, but not the domain. Two steps at
+    the end go from `x` to the boundary at the closest input, so that the distance is minimal where the network is
+    linear in between.
 
     Called outside `jax.jit`, every step is one compiled call, as in `apgd`.
 
@@ -74,12 +74,12 @@ def fab_targeted(
     check_norm(ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     traced = is_traced(key, x, labels, ball, targets)
-    look, advance, finish = _parts(logits_fn) if traced else _compiled(logits_fn)
+    look, begin, advance, finish = _parts(logits_fn) if traced else _compiled(logits_fn)
     if isinstance(targets, int):
         classes = likeliest(look(x, labels)[0], labels, targets)
     else:
         classes = jnp.asarray(targets)[:, None]
-    box, radius = _around(x, ball, domain)
+    first, box, radius = begin(x, labels, ball, domain)
     advance = functools.partial(advance, euclidean=isinstance(ball, Ball))
 
     def broken(search: _Search) -> jax.Array:
@@ -87,17 +87,18 @@ def fab_targeted(
 
     def one(i: Any, search: _Search) -> _Search:
         aim = (x, labels, classes[:, i // restarts], box)
-        anywhere = x + 0.5 * (uniform(jax.random.fold_in(key, i), ball) - x)
-        search = search._replace(points=jnp.where(i % restarts == 0, x, anywhere))
+        start = x
+        if restarts > 1:
+            anywhere = x + 0.5 * (uniform(jax.random.fold_in(key, i), ball) - x)
+            start = jnp.where(i % restarts == 0, x, anywhere)
+        search = search._replace(points=start)
         done = broken if early_exit else None
         search = repeat(steps, lambda _, s: advance(s, *aim, 0.0, _PULL, _OVER), search, traced=traced, done=done)
         for _ in range(2):
             search = advance(search._replace(points=search.closest), *aim, 1.0, 1.0, _HARDLY_OVER)
         return search
 
-    wrong = look(x, labels)[1] < 0
-    search = _Search(x, x, jnp.where(wrong, 0.0, jnp.inf).astype(x.dtype))
-    search = repeat(classes.shape[1] * restarts, one, search, traced=traced)
+    search = repeat(classes.shape[1] * restarts, one, first, traced=traced)
     return finish(search.closest, x, labels, ball)
 
 
@@ -105,9 +106,9 @@ def nearest(points: jax.Array, slope: jax.Array, rise: jax.Array, box: Interval,
     """The shortest moves in a box after which linear functions have risen by so much.
 
     It minimises the norm of `d` under `slope . d = rise` and `lower <= points + d <= upper`. The solution moves entry
-    `i` by `min(t * rate_i, room_i)` against or along its slope, where `room` is the way to the end of the box, and `rate`
-    is 1 for the l-infinity norm and the size of the slope for the Euclidean. The rise is concave and piecewise linear in
-    `t`, so Newton's method climbs from piece to piece and ends at the solution after finitely many steps.
+    `i` by `min(t * rate_i, room_i)` against or along its slope, where `room` is the way to the end of the box, and
+    `rate` is 1 for the l-infinity norm and the size of the slope for the Euclidean. The rise is concave and piecewise
+    linear in `t`, so Newton's method climbs from piece to piece and ends at the solution after finitely many steps.
 
     Args:
       points: `[n, ...]` in the box.
@@ -145,7 +146,7 @@ def _around(x: jax.Array, ball: Interval, domain: tuple[float, float] | None) ->
     down, up = x - ball.lower, ball.upper - x
     radius = ball.eps if isinstance(ball, Ball) else jnp.max(jnp.maximum(down, up), axes)
     far = spread(radius, x) * (1 - 1e-4)
-    low, high = domain or (-jnp.inf, jnp.inf)
+    low, high = (-jnp.inf, jnp.inf) if domain is None else domain
     lower = jnp.where(down < far, jnp.maximum(ball.lower, low), low)
     upper = jnp.where(up < far, jnp.minimum(ball.upper, high), high)
     return Interval(lower.astype(x.dtype), upper.astype(x.dtype)), radius
@@ -155,12 +156,18 @@ def _length(moves: jax.Array, euclidean: bool) -> jax.Array:
     return norm(moves) if euclidean else jnp.max(jnp.abs(moves), tuple(range(1, moves.ndim)))
 
 
-def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., Any], Callable[..., _Search], Callable[..., jax.Array]]:
-    """Logits and margins of points, one step of the search, and what it returns."""
+def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., Any], ...]:
+    """Logits and margins of points, the start of the search, one step of it, and what it returns."""
 
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(points)
         return logits, -margin(logits, labels)
+
+    def begin(
+        x: jax.Array, labels: jax.Array, ball: Interval, domain: tuple[float, float] | None
+    ) -> tuple[_Search, Interval, jax.Array]:
+        wrong = look(x, labels)[1] < 0
+        return _Search(x, x, jnp.where(wrong, 0.0, jnp.inf).astype(x.dtype)), *_around(x, ball, domain)
 
     def advance(
         search: _Search,
@@ -199,10 +206,10 @@ def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., Any], Callable[..., _Sear
         take = (margins[0] < 0) | (margins[0] < margins[1])
         return jnp.where(spread(take, x), inside, x)
 
-    return look, advance, finish
+    return look, begin, advance, finish
 
 
 @functools.lru_cache(maxsize=1)  # of the network at hand; no other one's weights are kept alive
-def _compiled(logits_fn: LogitsFn) -> tuple[Callable[..., Any], Callable[..., _Search], Callable[..., jax.Array]]:
-    look, advance, finish = _parts(logits_fn)
-    return jax.jit(look), jax.jit(advance, static_argnames="euclidean"), jax.jit(finish)
+def _compiled(logits_fn: LogitsFn) -> tuple[Callable[..., Any], ...]:
+    look, begin, advance, finish = _parts(logits_fn)
+    return jax.jit(look), jax.jit(begin), jax.jit(advance, static_argnames="euclidean"), jax.jit(finish)

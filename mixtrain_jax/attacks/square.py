@@ -169,7 +169,7 @@ def _at_length(ball: Ball, moves: jax.Array) -> jax.Array:
 
 
 def _window(key: jax.Array, images: jax.Array, sides: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A window of these sides anywhere in each image: where it is, `[n, height, width, 1]`, and its corners `[n, 2]`."""
+    """A window of these sides anywhere in each image: where it is, `[n, height, width, 1]`, and corners `[n, 2]`."""
     n, height, width, _ = images.shape
     corner = jax.random.randint(key, (n, 2), 0, (jnp.asarray([height, width], sides.dtype) - sides + 1)[None])
     rows, columns = (jnp.arange(size)[None] - corner[:, i : i + 1] for i, size in enumerate((height, width)))
@@ -201,7 +201,7 @@ def _schedule(height: int, width: int, queries: int, p_init: float, odd: bool) -
 
 
 def _sides(area: float, height: int, width: int, odd: bool) -> tuple[int, int]:
-    """Height and width of a window of this share of an image: square where it fits; odd and 3 or more where asked for."""
+    """Height and width of a window of this share of an image: square where it fits; odd and at least 3 if so asked."""
     side = max(round((area * height * width) ** 0.5), 1)
     if odd:
         side = max(side + (side + 1) % 2, 3)
