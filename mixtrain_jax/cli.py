@@ -11,8 +11,8 @@ import tyro
 
 from mixtrain_jax import __version__
 from mixtrain_jax import config as config_lib
-from mixtrain_jax.config import Bound, Config
 from mixtrain_jax.bounds import BoundsError
+from mixtrain_jax.config import Bound, Config
 from mixtrain_jax.errors import MixtrainError
 
 _USAGE = """usage: mixtrain COMMAND ...

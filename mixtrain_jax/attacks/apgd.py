@@ -1,8 +1,7 @@
-"""Auto-PGD: projected gradient ascent that sets its own step sizes (Croce and Hein, arXiv 2003.01690, algorithm 1)."""
+"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein, arXiv 2003.01690, alg. 1)."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.geometry import check_norm, project, spread, steepest, uniform
-from mixtrain_jax.attacks.loops import LogitsFn, is_traced, repeat
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr, likeliest, margin
+from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Interval
 
 _MOMENTUM = 0.75  # share of the new step; the rest repeats the last one
@@ -80,25 +79,24 @@ def apgd(
     """
     check_norm(ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
-    traced = is_traced(key, x, labels, ball, targets)
-    begin, advance, _ = _parts(logits_fn) if traced else _compiled(logits_fn)
-    table = jnp.asarray if traced else np.asarray
-    windows = table(_windows(steps))
-    shares = table(np.where(np.arange(steps) == 0, 1.0, _MOMENTUM).astype(x.dtype))
+    loop, (begin, advance) = stepwise(_parts, logits_fn, objective, arrays=(key, x, labels, ball, targets))
+    windows = _windows(steps)
+    shares = np.where(np.arange(steps) == 0, 1.0, _MOMENTUM).astype(x.dtype)
     aim = (labels, ball, targets)
 
     def step(i: Any, search: _Search) -> _Search:
-        return advance(search, *aim, windows[i], shares[i], rho, objective=objective)
+        window, share = (table[i] if isinstance(i, int) else jnp.asarray(table)[i] for table in (windows, shares))
+        return advance(search, *aim, window, share, rho)
 
     def broken(search: _Search) -> jax.Array:
         return (search.margin < 0).all()
 
     def start(i: Any, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        search = begin(jax.random.fold_in(key, i), *found, *aim, objective=objective)
-        search = repeat(steps, step, search, traced=traced, done=broken if early_exit else None)
+        search = begin(jax.random.fold_in(key, i), *found, *aim)
+        search = loop(0, steps, step, search, broken if early_exit else None)
         return search.best, search.margin
 
-    return repeat(restarts, start, (x, jnp.full(labels.shape, jnp.inf, x.dtype)), traced=traced)[0]
+    return loop(0, restarts, start, (x, jnp.full(labels.shape, jnp.inf, x.dtype)))[0]
 
 
 def apgd_targeted(
@@ -135,8 +133,7 @@ def apgd_targeted(
       BoundsError: where the ball is of the l1 norm.
     """
     x, labels = jnp.asarray(x), jnp.asarray(labels)
-    traced = is_traced(key, x, labels, ball)
-    look = (_parts if traced else _compiled)(logits_fn)[2]
+    loop, (look,) = stepwise(_looking, logits_fn, arrays=(key, x, labels, ball))
     classes = likeliest(look(x, labels)[0], labels, targets)
 
     def one(i: Any, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -147,7 +144,7 @@ def apgd_targeted(
         lower = met_margin < least
         return jnp.where(spread(lower, x), met, best), jnp.where(lower, met_margin, least)
 
-    return repeat(classes.shape[1], one, (x, look(x, labels)[1]), traced=traced)[0]
+    return loop(0, classes.shape[1], one, (x, look(x, labels)[1]))[0]
 
 
 def _windows(steps: int) -> np.ndarray:
@@ -161,15 +158,21 @@ def _windows(steps: int) -> np.ndarray:
     return windows
 
 
-def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _Search], Callable[..., Any]]:
-    """The start of a search, one step of it, and the logits and margins of points."""
-
+def _looking(logits_fn: LogitsFn) -> tuple[Callable[..., tuple[jax.Array, jax.Array]]]:
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits and margins of points."""
         logits = logits_fn(points)
         return logits, -margin(logits, labels)
 
+    return (look,)
+
+
+def _parts(logits_fn: LogitsFn, objective: Objective) -> tuple[Callable[..., _Search], Callable[..., _Search]]:
+    """The start of a search, and one step of it."""
+    (look,) = _looking(logits_fn)
+
     def climb(
-        points: jax.Array, labels: jax.Array, targets: jax.Array | None, objective: Objective
+        points: jax.Array, labels: jax.Array, targets: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Value of the objective, its gradient and the margin."""
 
@@ -188,11 +191,9 @@ def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _
         labels: jax.Array,
         ball: Interval,
         targets: jax.Array | None,
-        *,
-        objective: Objective,
     ) -> _Search:
         points = uniform(key, ball)
-        value, gradient, margins = climb(points, labels, targets, objective)
+        value, gradient, margins = climb(points, labels, targets)
         lower = margins < least
         none = jnp.zeros_like(value)
         return _Search(
@@ -209,14 +210,12 @@ def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _
         window: jax.Array,
         share: jax.Array,
         rho: float,
-        *,
-        objective: Objective,
     ) -> _Search:
         points = search.points
         step = spread(search.size, points) * steepest(ball, search.gradient)
         moved = project(ball, points + step)
         moved = project(ball, points + share * (moved - points) + (1 - share) * (points - search.before))
-        value, gradient, margins = climb(moved, labels, targets, objective)
+        value, gradient, margins = climb(moved, labels, targets)
         rises = search.rises + (value > search.value).astype(value.dtype)
         high, low = value > search.top_value, margins < search.margin
         top = jnp.where(spread(high, moved), moved, search.top)
@@ -243,10 +242,4 @@ def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _
             margin=jnp.where(low, margins, search.margin),
         )
 
-    return begin, advance, look
-
-
-@functools.lru_cache(maxsize=1)  # of the network at hand; no other one's weights are kept alive
-def _compiled(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _Search], Callable[..., Any]]:
-    begin, advance, look = _parts(logits_fn)
-    return jax.jit(begin, static_argnames="objective"), jax.jit(advance, static_argnames="objective"), jax.jit(look)
+    return begin, advance

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.attacks.objectives import cross_entropy, dlr
 from mixtrain_jax.attacks.in_turn import Record
+from mixtrain_jax.attacks.objectives import cross_entropy, dlr
 from mixtrain_jax.attacks.search import LogitsFn
 
 # Primitives of a jaxpr. A random key that is baked into a network makes it repeat itself, so calls alone don't show it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.attacks.geometry import check_norm, norm, project, spread, uniform
-from mixtrain_jax.attacks.loops import LogitsFn, is_traced, repeat
 from mixtrain_jax.attacks.objectives import likeliest, margin
+from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Ball, Interval
 
 # The paper's constants: largest pull towards x, how far to step over the boundary, how much of the way back to keep.
@@ -73,14 +72,14 @@ def fab_targeted(
     """
     check_norm(ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
-    traced = is_traced(key, x, labels, ball, targets)
-    look, begin, advance, finish = _parts(logits_fn) if traced else _compiled(logits_fn)
+    euclidean = isinstance(ball, Ball)
+    arrays = (key, x, labels, ball, targets)
+    loop, (look, begin, advance, finish) = stepwise(_parts, logits_fn, euclidean, domain, arrays=arrays)
     if isinstance(targets, int):
         classes = likeliest(look(x, labels)[0], labels, targets)
     else:
         classes = jnp.asarray(targets)[:, None]
-    first, box, radius = begin(x, labels, ball, domain)
-    advance = functools.partial(advance, euclidean=isinstance(ball, Ball))
+    first, box, radius = begin(x, labels, ball)
 
     def broken(search: _Search) -> jax.Array:
         return (search.distance <= radius).all()
@@ -93,12 +92,12 @@ def fab_targeted(
             start = jnp.where(i % restarts == 0, x, anywhere)
         search = search._replace(points=start)
         done = broken if early_exit else None
-        search = repeat(steps, lambda _, s: advance(s, *aim, 0.0, _PULL, _OVER), search, traced=traced, done=done)
+        search = loop(0, steps, lambda _, s: advance(s, *aim, 0.0, _PULL, _OVER), search, done)
         for _ in range(2):
             search = advance(search._replace(points=search.closest), *aim, 1.0, 1.0, _HARDLY_OVER)
         return search
 
-    search = repeat(classes.shape[1] * restarts, one, first, traced=traced)
+    search = loop(0, classes.shape[1] * restarts, one, first)
     return finish(search.closest, x, labels, ball)
 
 
@@ -156,16 +155,14 @@ def _length(moves: jax.Array, euclidean: bool) -> jax.Array:
     return norm(moves) if euclidean else jnp.max(jnp.abs(moves), tuple(range(1, moves.ndim)))
 
 
-def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., Any], ...]:
+def _parts(logits_fn: LogitsFn, euclidean: bool, domain: tuple[float, float] | None) -> tuple[Callable[..., Any], ...]:
     """Logits and margins of points, the start of the search, one step of it, and what it returns."""
 
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(points)
         return logits, -margin(logits, labels)
 
-    def begin(
-        x: jax.Array, labels: jax.Array, ball: Interval, domain: tuple[float, float] | None
-    ) -> tuple[_Search, Interval, jax.Array]:
+    def begin(x: jax.Array, labels: jax.Array, ball: Interval) -> tuple[_Search, Interval, jax.Array]:
         wrong = look(x, labels)[1] < 0
         return _Search(x, x, jnp.where(wrong, 0.0, jnp.inf).astype(x.dtype)), *_around(x, ball, domain)
 
@@ -178,8 +175,6 @@ def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., Any], ...]:
         least_pull: float,
         most_pull: float,
         over: float,
-        *,
-        euclidean: bool,
     ) -> _Search:
         points = search.points
         ahead, pull = jax.vjp(lambda points: margin(logits_fn(points), labels, targets), points)
@@ -207,9 +202,3 @@ def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., Any], ...]:
         return jnp.where(spread(take, x), inside, x)
 
     return look, begin, advance, finish
-
-
-@functools.lru_cache(maxsize=1)  # of the network at hand; no other one's weights are kept alive
-def _compiled(logits_fn: LogitsFn) -> tuple[Callable[..., Any], ...]:
-    look, begin, advance, finish = _parts(logits_fn)
-    return jax.jit(look), jax.jit(begin), jax.jit(advance, static_argnames="euclidean"), jax.jit(finish)

@@ -24,7 +24,13 @@ Attack = Callable[[jax.Array, LogitsFn, jax.Array, jax.Array, Interval], jax.Arr
 other one. Options are keywords, set by `functools.partial`.
 """
 
-Loop = Callable[[int, int, Callable[[Any, Any], Any], Any], Any]
+Loop = Callable[..., Any]
+"""`(first, last, step, state, done=None)`: the state after `state = step(i, state)` for `i` from first to last.
+
+`done` is a function of the state, whether the rest can be left out. A loop of Python asks it every ten steps, for the
+answer waits for the device; a compiled one does not.
+"""
+_LOOK_EVERY = 10
 
 
 class Best(NamedTuple):
@@ -72,10 +78,10 @@ def stepwise(
       arrays: what the attack was called with; tracers among them say that it is inside `jax.jit`.
 
     Returns:
-      `loop(first, last, step, state)` with `step(i, state) -> state`, and the functions.
+      A `Loop`, and the functions.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
-        return jax.lax.fori_loop, make(logits_fn, *options)
+        return _whole, make(logits_fn, *options)
     kept = _compiled(logits_fn)
     if (make, options) not in kept:
         kept[make, options] = tuple(map(jax.jit, make(logits_fn, *options)))
@@ -87,7 +93,19 @@ def _compiled(_: LogitsFn) -> dict[Any, tuple[Callable[..., Any], ...]]:
     return {}
 
 
-def _loop(first: int, last: int, step: Callable[[int, Any], Any], state: Any) -> Any:
+def _loop(
+    first: int,
+    last: int,
+    step: Callable[[int, Any], Any],
+    state: Any,
+    done: Callable[[Any], jax.Array] | None = None,
+) -> Any:
     for i in range(first, last):
+        if done is not None and i % _LOOK_EVERY == _LOOK_EVERY - 1 and bool(done(state)):
+            break
         state = step(i, state)
     return state
+
+
+def _whole(first: int, last: int, step: Callable[[Any, Any], Any], state: Any, done: Any = None) -> Any:
+    return jax.lax.fori_loop(first, last, step, state)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.geometry import check_norm, norm, project, spread
-from mixtrain_jax.attacks.loops import LogitsFn, is_traced
 from mixtrain_jax.attacks.objectives import margin
+from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Ball, Interval
 
 _LATER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the area halves
@@ -72,24 +72,22 @@ def square(
     """
     check_norm(ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
-    run = functools.partial(_run, logits_fn) if is_traced(key, x, labels, ball) else _compiled(logits_fn)
-    return run(key, x, labels, ball, queries=queries, p_init=p_init)
+    _, (run,) = stepwise(_whole, logits_fn, queries, p_init, arrays=(key, x, labels, ball))
+    return run(key, x, labels, ball)
 
 
-@functools.lru_cache(maxsize=1)  # of the network at hand; no other one's weights are kept alive
-def _compiled(logits_fn: LogitsFn) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(_run, logits_fn), static_argnames=("queries", "p_init"))
+def _whole(logits_fn: LogitsFn, queries: int, p_init: float) -> tuple[Callable[..., jax.Array]]:
+    return (functools.partial(_run, logits_fn, queries, p_init),)
 
 
 def _run(
     logits_fn: LogitsFn,
+    queries: int,
+    p_init: float,
     key: jax.Array,
     x: jax.Array,
     labels: jax.Array,
     ball: Interval,
-    *,
-    queries: int,
-    p_init: float,
 ) -> jax.Array:
     shape = _image(x.shape)
     schedule = _schedule(shape[1], shape[2], queries, p_init, isinstance(ball, Ball))
