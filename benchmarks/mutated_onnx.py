@@ -173,7 +173,7 @@ def judge(data: bytes, folder: Path, shape: tuple[int, ...]) -> str:
     return "same" if agree(ours, theirs) else "different"
 
 
-SEEDS = ((mlp, (4, 6)), (convnet, (4, 1, 8, 8)), (residual, (4, 2, 5, 5)))
+SEEDS = ((mlp, (4, 6)), (convnet, (4, 1, 8, 8)), (residual, (2, 2, 5, 5)))
 
 
 def main() -> None:

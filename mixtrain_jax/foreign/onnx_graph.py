@@ -93,11 +93,10 @@ def read_graph(path: Path, supported: frozenset[str], max_bytes: int) -> Graph:
 def _read(path: Path, offset: int, length: int | None, max_bytes: int, model: Path) -> bytes:
     """`length` bytes of a regular file from an offset, or all that follow."""
     try:
-        # Not to wait for the other end of a pipe.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its other end
+            raise ModelError(f"{path} is not a regular file.")
+        with open(path, "rb") as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise ModelError(f"{path} is not a regular file.")
             length = found.st_size - offset if length is None else length
             if offset < 0 or length < 0 or offset + length > found.st_size:
                 raise ModelError(

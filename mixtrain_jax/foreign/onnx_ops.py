@@ -205,7 +205,7 @@ def _matmul(attributes: Attributes, a: Array, b: Array) -> Array:
 class _Window:
     """Where windows lie along the spatial dimensions of `[n, channels, ...]`."""
 
-    def __init__(self, attributes: Attributes, x: Array, kernel: tuple[int, ...]):
+    def __init__(self, attributes: Attributes, x: Array, kernel: tuple[int, ...], pooling: bool = False):
         spatial = x.shape[2:]
         rank = len(spatial)
         if rank not in (1, 2) or len(kernel) != rank or min(kernel) < 1:
@@ -223,6 +223,8 @@ class _Window:
         if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER") or (auto != "NOTSET" and any(pads)):
             raise ModelError(f"auto_pad {auto!r} with pads {list(pads)} is not understood")
         if auto.startswith("SAME"):
+            if max(self.dilations) > 1 and (pooling or auto == "SAME_LOWER"):
+                raise ModelError(f"auto_pad {auto!r} with dilations is not supported")
             pads = self._same(spatial, auto == "SAME_UPPER")
         self.pads = tuple(zip(pads[:rank], pads[rank:], strict=True))
         if math.prod(n + sum(pad) for n, pad in zip(spatial, self.pads, strict=True)) > 2**26:
@@ -247,9 +249,8 @@ class _Window:
         pads = []
         for n, (low, high), r, s in zip(spatial, self.pads, self.reach, self.strides, strict=True):
             extra = -(n + low + high - r) % s
-            if extra and n + low + high + extra - r >= n + low:
-                raise ModelError("with ceil_mode=1 a window would begin in the padding, where runtimes disagree")
-            pads.append((low, high + extra))
+            beyond = n + low + high + extra - r >= n + low  # it would begin in the padding at the end, and is left out
+            pads.append((low, high if beyond else high + extra))
         self.pads = tuple(pads)
 
 
@@ -297,8 +298,7 @@ def _conv_transpose(attributes: Attributes, x: Array, w: Array, bias: Array | No
         raise ModelError(f"images {list(x.shape)} and weights {list(w.shape)} in {group} groups do not fit")
     window = _Window(attributes, x, w.shape[2:])
     more = tuple(attributes["output_padding"] or (0,) * rank)
-    limits = [max(s, d) for s, d in zip(window.strides, window.dilations, strict=True)]
-    if len(more) != rank or any(not 0 <= m < limit for m, limit in zip(more, limits, strict=True)):
+    if len(more) != rank or any(not 0 <= m < s for m, s in zip(more, window.strides, strict=True)):
         raise ModelError(f"output_padding {list(more)} does not fit")
     pads = [(r - 1 - low, r - 1 - high + m) for r, (low, high), m in zip(window.reach, window.pads, more, strict=True)]
     # As a convolution of images with zeros between their pixels, by flipped weights with channels in and out swapped.
@@ -321,7 +321,7 @@ def _conv_transpose(attributes: Attributes, x: Array, w: Array, bias: Array | No
 
 
 def _pool(attributes: Attributes, x: Array) -> _Window:
-    window = _Window(attributes, x, tuple(attributes["kernel_shape"]))
+    window = _Window(attributes, x, tuple(attributes["kernel_shape"]), pooling=True)
     spatial = x.shape[2:]
     if any(max(pad) >= k for pad, k in zip(window.pads, window.kernel, strict=True)):
         raise ModelError("pads must be smaller than the windows")
