@@ -27,7 +27,7 @@ from mixtrain_jax.bounds import (
 )
 
 if TYPE_CHECKING:
-    from mixtrain_jax import attacks, bounds, certify, losses, mixing, models, subsample
+    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, subsample
 
 __version__ = "0.1.0"
 
@@ -42,6 +42,7 @@ __all__ = [
     "certify",
     "crown",
     "crown_ibp",
+    "foreign",
     "ibp",
     "intersect",
     "l1_ball",
@@ -57,6 +58,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attacks", "certify", "losses", "mixing", "models", "subsample"):
+    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")
