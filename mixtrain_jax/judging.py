@@ -13,9 +13,9 @@ import numpy as np
 
 from mixtrain_jax import certify as certify_lib
 from mixtrain_jax import data, foreign
-from mixtrain_jax.certify import METHODS, Threat
-from mixtrain_jax.checkpoints import fingerprint
-from mixtrain_jax.errors import ConfigError
+from mixtrain_jax.certify import METHODS, Judgement, Threat
+from mixtrain_jax.errors import CertificateError, ConfigError
+from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.report import judgement as report
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run
@@ -64,7 +64,7 @@ def judge(
       eps: radius in pixel units; by default that of the run.
       norm: of the ball.
       examples: how many of the first test images; 0 for all.
-      attacks: name in `ATTACKS`.
+      attacks: name of a `certify.suite`.
       certify: names of bounds, cheapest first.
       curve_examples: as for `certify.judge`.
       batch_size: as for `certify.judge`.
@@ -80,20 +80,22 @@ def judge(
             f"got {examples}, {curve_examples} and {batch_size}."
         )
     subject = load(source, display)
-    if eps is None and subject.eps is None:
+    radius = subject.eps if eps is None else eps
+    if radius is None:
         raise ConfigError(f"judge wants --eps for {source.model}, which is no run folder.")
-    threat = Threat(subject.eps if eps is None else eps, subject.dataset.domain, norm)
+    threat = Threat(radius, subject.dataset.domain, norm)
     split = subject.dataset.test[: examples or len(subject.dataset.test)].floats()
     folder = RunDir(out or Path("judgements") / f"{subject.name}-{norm}-{threat.eps:g}")
     display.note(f"Judging {subject.name} on {len(split)} images of {subject.dataset.name}, {threat}.")
+    methods = certify_lib.methods(certify)
     found = certify_lib.judge(
         subject.apply,
         subject.params,
         split,
         threat,
         key=jax.random.key(seed),
-        attacks=ATTACKS[attacks](threat, batch_size, display.progress),
-        methods=certify_lib.methods(certify),
+        attacks=certify_lib.suite(attacks, threat),
+        methods=methods,
         curve_examples=curve_examples,
         batch_size=batch_size,
         poll=display.progress,
@@ -109,7 +111,8 @@ def judge(
     }
     numbers = {**report.to_json(found, split), **about}
     folder.make()
-    folder.write("certificates.json", certificates)
+    if norm == "linf" and methods:
+        _write_certificates(folder, found, subject, split, display)
     folder.write("adversarial.npz", _adversarial(found))
     folder.write("robustbench.json", _json(report.robustbench(numbers, subject.name, subject.dataset.name)))
     folder.write("report.html", report.render(found, numbers, split, about))
@@ -117,6 +120,32 @@ def judge(
     report.show(display.console, numbers)
     display.note(f"Report: {folder.path / 'report.html'}")
     return numbers
+
+
+def verify(file: Path, source: Source, display: Display, *, examples: int = 0) -> bool:
+    """Check a file of certificates against a model and its data, and show what became of them.
+
+    Args:
+      file: the certificates.
+      source: the model and its data.
+      display: shows what happens.
+      examples: how many of the first certificates; 0 for all.
+
+    Returns:
+      Whether all of them hold.
+
+    Raises:
+      MixtrainError: one of its kinds; the message says what to do.
+    """
+    certificates = certify_lib.read(file)
+    subject = load(source, display)
+    indices = [record.index for record in certificates.records][: examples or None]
+    split = subject.dataset.test[: certificates.header.images]
+    checked = certify_lib.verify(
+        certificates, subject.apply, subject.params, split, indices=indices, poll=display.progress
+    )
+    report.show_check(display.console, checked)
+    return bool(checked.accepted.all())
 
 
 def load(source: Source, display: Display) -> Subject:
@@ -132,7 +161,7 @@ def load(source: Source, display: Display) -> Subject:
         setup, params = run.trained(folder, display, source.data_dir)
         dataset = setup.dataset
         if source.data not in (None, dataset.name):
-            dataset = data.load(source.data, source.data_dir, display.progress)
+            dataset = data.load(str(source.data), source.data_dir, display.progress)
         return Subject(setup.apply, params, folder.name, dataset, setup.config.eps)
     if folder.is_dir():
         raise ConfigError(f"{folder} is no run folder: it has no config.json.")
@@ -149,6 +178,17 @@ def load(source: Source, display: Display) -> Subject:
     return Subject(model.apply, model.params, Path(model.name).stem, dataset, None)
 
 
+def _write_certificates(
+    folder: RunDir, found: Judgement, subject: Subject, split: data.Split, display: Display
+) -> None:
+    try:
+        certificates = certify_lib.certificates_of(found.evaluation, subject.apply, subject.params, split)
+    except CertificateError as error:  # the numbers hold all the same
+        display.note(f"No certificates are written: {error}")
+    else:
+        folder.write("certificates.jsonl", certify_lib.text(certificates))
+
+
 def _has_channels_first(path: str, shape: tuple[int, ...]) -> bool:
     """Whether an ONNX file wants images of this shape with their channels in front, as PyTorch's exports do."""
     declared = foreign.load_onnx(path).shape
@@ -163,7 +203,7 @@ def _json(values: Any) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _adversarial(found: certify.Judgement) -> bytes:
+def _adversarial(found: Judgement) -> bytes:
     """The points that broke images, and which ones, as the bytes of an `.npz` file."""
     rows = np.flatnonzero(found.evaluation.broken_by != "")
     buffer = io.BytesIO()

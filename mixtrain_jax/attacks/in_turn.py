@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mixtrain_jax.attacks.geometry import check_ball
 from mixtrain_jax.attacks.objectives import likeliest, margin
@@ -51,8 +52,8 @@ class Record:
 def in_turn(
     key: jax.Array,
     logits_fn: LogitsFn,
-    x: jax.Array,
-    labels: jax.Array,
+    x: ArrayLike,
+    labels: ArrayLike,
     ball: Interval,
     attacks: Mapping[str, Attack | EachTarget],
     *,
@@ -85,19 +86,19 @@ def in_turn(
     check_ball(ball)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, x, labels, ball))):
         raise BoundsError("Attacks in turn look at values and can't run inside jax.jit; call them outside.")
-    x, labels = np.asarray(x), np.asarray(labels)
-    ball, n = jax.tree.map(np.asarray, ball), len(x)
-    _, (look,) = stepwise(_looking, logits_fn, arrays=x)
+    images, labels = np.asarray(x), np.asarray(labels)
+    ball, n = jax.tree.map(np.asarray, ball), len(images)
+    _, (look,) = stepwise(_looking, logits_fn, arrays=images)
 
     def looked(points: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Margins `[rows]`, classes `[rows]` and wrong ones, likeliest first, of a batch of points."""
         return jax.device_get(look(points, labels[rows]))
 
-    adversarial, least, seen_as, likeliest_first = x.copy(), np.empty(n, x.dtype), labels.copy(), []
+    adversarial, least, seen_as, likeliest_first = images.copy(), np.empty(n, images.dtype), labels.copy(), []
     for start in range(0, n, batch_size):
         rows = np.arange(start, min(start + batch_size, n))
         padded = _padded(rows, batch_size)
-        found = [part[: len(rows)] for part in looked(x[padded], padded)]
+        found = [part[: len(rows)] for part in looked(images[padded], padded)]
         least[rows], seen_as[rows] = found[:2]
         likeliest_first.append(found[2])
     broken_by, seconds = np.where(seen_as == labels, "", "clean").astype(object), {}
@@ -106,15 +107,16 @@ def in_turn(
     for number, (name, attack) in enumerate(attacks.items()):
         started, attack_key = time.monotonic(), jax.random.fold_in(key, number)
         each = attack if isinstance(attack, EachTarget) else None
+        run = attack.attack if isinstance(attack, EachTarget) else attack
         standing = np.flatnonzero(broken_by == "")
         ranks = min(each.classes, targets.shape[1]) if each else 1
         queue, rank = np.tile(standing, ranks), np.repeat(np.arange(ranks), len(standing))
-        total, run, batch = len(queue), each.attack if each else attack, 0
+        total, batch = len(queue), 0
         while len(queue):
             places = _padded(np.arange(min(len(queue), batch_size)), batch_size)
             rows, count = queue[places], min(len(queue), batch_size)
             aim = {"targets": targets[rows, rank[places]]} if each else {}
-            parts = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (x, labels, ball))
+            parts = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (images, labels, ball))
             met = np.asarray(run(jax.random.fold_in(attack_key, batch), logits_fn, *parts, **aim))
             margins, classes, _ = (part[:count] for part in looked(met, rows))
             met, rows, batch = met[:count], rows[:count], batch + 1

@@ -1,6 +1,6 @@
 """How much of a data set is classified rightly, survives an attack, is proved; certificates of it, and their check."""
 
-from mixtrain_jax.certify.certificates import Certificate, Certificates, Header, certificates_of, read, write
+from mixtrain_jax.certify.certificates import Certificate, Certificates, Header, certificates_of, read, text, write
 from mixtrain_jax.certify.checker import Report, verify
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve, methods
 from mixtrain_jax.certify.judge import CUSTOMARY, METHODS, SUITES, Judgement, Layer, judge, suite
@@ -26,6 +26,7 @@ __all__ = [
     "methods",
     "read",
     "suite",
+    "text",
     "verify",
     "write",
 ]

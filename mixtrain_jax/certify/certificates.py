@@ -89,8 +89,6 @@ def certificates_of(
     apply: Callable[[Any, Any], Any],
     params: Any,
     split: Split,
-    *,
-    domain: tuple[float, float],
 ) -> Certificates:
     """A certificate for every image that an evaluation verified, and none for the others.
 
@@ -99,18 +97,20 @@ def certificates_of(
       apply: `(params, images) -> logits`, the network that was evaluated.
       params: its parameters.
       split: the images and labels.
-      domain: lowest and highest pixel, as for `evaluate`.
 
     Raises:
-      CertificateError: where the network does something that the independent check does not know.
+      CertificateError: where the norm is not l-infinity, or the network does something that the independent check does
+        not know.
     """
     split = split.floats()
-    shape = split.images.shape[1:]
+    threat, shape = evaluation.threat, split.images.shape[1:]
+    if threat.norm != "linf":
+        raise CertificateError(f"Certificates are of the l-infinity norm, the evaluation is of {threat.norm}.")
     header = Header(
         params_sha256=fingerprint(params),
         program_sha256=read_program(apply, params, shape, np.float32).sha256,
         norm="linf",
-        domain=(float(np.float32(domain[0])), float(np.float32(domain[1]))),
+        domain=(float(np.float32(threat.domain[0])), float(np.float32(threat.domain[1]))),
         shape=shape,
         images=len(split),
         versions=versions(),
@@ -120,7 +120,7 @@ def certificates_of(
             index=int(i),
             image_sha256=image_sha256(split.images[i]),
             label=int(split.labels[i]),
-            eps=float(np.float32(evaluation.eps)),
+            eps=float(np.float32(threat.eps)),
             method=str(evaluation.proved_by[i]),
             margin=float(evaluation.margin[i]),
         )

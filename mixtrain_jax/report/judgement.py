@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from mixtrain_jax.certify import Judgement
+from mixtrain_jax.certify import Judgement, Report
 from mixtrain_jax.data import Split
 from mixtrain_jax.report import page
 
@@ -85,7 +86,17 @@ def show(console: Console, numbers: Mapping[str, Any]) -> None:
         spent.add_row(name, str(broke), str(proved), f"{seconds:.1f}")
     console.print(spent)
     for warning in numbers["warnings"]:
-        console.print(f"[yellow]Mind:[/yellow] {html.escape(warning)}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]Mind:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
+
+
+def show_check(console: Console, checked: Report) -> None:
+    """Print what became of certificates."""
+    good = int(checked.accepted.sum())
+    console.print(f"{good} of {len(checked.indices)} certificates hold, recomputed in float64.", highlight=False)
+    for reason, count in checked.counts().items():
+        console.print(f"  {count} rejected: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for name, (then, now) in checked.versions.items():
+        console.print(f"  proved with {name} {then}, checked with {now}", markup=False, highlight=False)
 
 
 def render(judgement: Judgement, numbers: Mapping[str, Any], split: Split, about: Mapping[str, Any]) -> str:
