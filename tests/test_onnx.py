@@ -406,15 +406,14 @@ def test_margins_and_attacks_of_an_imported_network(key, tmp_path):
     assert (attacked < margin(images) - 1e-3).all()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", {case[0]: name for name, case in CASES.items()}.values())
 def test_every_operator_has_bounds(name, tmp_path):
     """Nothing is computed: an operation without a rule is an error as soon as the function is traced."""
     model, images = case(name, 21)
     ours = load_onnx(saved(model, tmp_path))
     ball = mt.linf_ball(images, 0.05)
-    for method in (mt.ibp, mt.crown):
-        box = jax.eval_shape(method(lambda x: ours.apply(ours.params, x)), ball)
-        assert box.lower.shape == (len(images), ours.classes)
+    box = jax.eval_shape(mt.crown_ibp(lambda x: ours.apply(ours.params, x)), ball)
+    assert box.lower.shape == (len(images), ours.classes)
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def read_params(path: Path) -> Any:
         raise ModelError(f"Parameters are read from .msgpack or .npz, got {path}.")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return _nested({name: jnp.asarray(file[name]) for name in file.files}, path)
         import flax.serialization
 
