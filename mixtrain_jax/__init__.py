@@ -28,6 +28,7 @@ from mixtrain_jax.bounds import (
 
 if TYPE_CHECKING:
     from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, subsample
+    from mixtrain_jax.certify import judge
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "foreign",
     "ibp",
     "intersect",
+    "judge",
     "l1_ball",
     "l2_ball",
     "linf_ball",
@@ -58,6 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "judge":
+        return importlib.import_module("mixtrain_jax.certify").judge
     if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

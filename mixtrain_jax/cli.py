@@ -27,9 +27,9 @@ mixtrain COMMAND --help explains a command."""
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 not finite, 75 preempted and saved, 130 interrupted."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """The `mixtrain` command: hand the arguments to the command that comes first among them; the exit code."""
-    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    name, *rest = list(arguments) or ["--help"]
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "train": lambda rest: train(rest, Path("configs")),
         "judge": judge,
@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print(_USAGE, file=sys.stdout if name in ("-h", "--help") else sys.stderr)
     return 0 if name in ("-h", "--help") else 2
+
+
+def run() -> None:
+    """The `mixtrain` command as a program."""
+    sys.exit(main(sys.argv[1:]))
 
 
 def train(arguments: Sequence[str], configs: Path) -> int:

@@ -223,7 +223,9 @@ def read(path: Path) -> Certificates:
     indices = [entry["index"] for entry in entries[1:]]
     if len(set(indices)) < len(indices):
         raise CertificateError(f"{path} has two certificates of one image.")
-    shared = {name: first[name] for name in _HEADER if name not in ("format", "version", "certificates")}
+    shared: dict[str, Any] = {
+        name: first[name] for name in _HEADER if name not in ("format", "version", "certificates")
+    }
     header = Header(**{**shared, "domain": tuple(first["domain"]), "shape": tuple(first["shape"])})
     return Certificates(header, tuple(Certificate(**entry) for entry in entries[1:]))
 

@@ -133,8 +133,8 @@ def judge(
     layers = []
     for name in [name for name in ("ibp", "crown") if name in chosen and layer_examples]:
         layers += look_at_layers(name, chosen[name], logits_fn, split[:layer_examples], threat)
-    few = split[:_LOOKED_AT].floats()
-    warnings = [*flags(logits_fn, few.images, few.labels), *gaps(evaluation)]
+    looked_at = split[:_LOOKED_AT].floats()
+    warnings = [*flags(logits_fn, jnp.asarray(looked_at.images), jnp.asarray(looked_at.labels)), *gaps(evaluation)]
     return Judgement(evaluation, curve, layers, warnings)
 
 

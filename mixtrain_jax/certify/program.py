@@ -228,7 +228,7 @@ class _Reader:
 
             def transpose(g: np.ndarray) -> list[np.ndarray]:
                 flat = np.zeros((len(g), total))
-                np.add.at(flat, (slice(None), source), g.reshape(len(g), -1)[:, moved])
+                np.add.at(flat.T, source, g.reshape(len(g), -1)[:, moved].T)
                 return self._parted(flat, inputs, sizes)
 
         copies = int(np.bincount(source, minlength=1).max())
