@@ -223,10 +223,11 @@ def read(path: Path) -> Certificates:
     indices = [entry["index"] for entry in entries[1:]]
     if len(set(indices)) < len(indices):
         raise CertificateError(f"{path} has two certificates of one image.")
-    shared: dict[str, Any] = {
+    fields: dict[str, Any] = {
         name: first[name] for name in _HEADER if name not in ("format", "version", "certificates")
     }
-    header = Header(**{**shared, "domain": tuple(first["domain"]), "shape": tuple(first["shape"])})
+    fields |= {"domain": tuple(first["domain"]), "shape": tuple(first["shape"])}
+    header = Header(**fields)
     return Certificates(header, tuple(Certificate(**entry) for entry in entries[1:]))
 
 
