@@ -169,10 +169,10 @@ def load(source: Source, display: Display) -> Subject:
         raise ConfigError(f"judge wants --data for {source.model}, which is no run folder.")
     dataset = data.load(source.data, source.data_dir, display.progress)
     shape = dataset.test.images.shape[1:]
-    options: dict[str, Any] = {"params": source.params, "per_example": source.per_example}
     if source.model.endswith(".onnx") and _has_channels_first(source.model, shape):
-        options, shape = {"layout": "nhwc"}, (shape[-1], *shape[:-1])
-    model = foreign.load_model(source.model, shape=shape, **options)
+        model = foreign.load_onnx(source.model, shape=(shape[-1], *shape[:-1]), layout="nhwc")
+    else:
+        model = foreign.load_model(source.model, shape=shape, params=source.params, per_example=source.per_example)
     if model.classes != dataset.classes:
         raise ConfigError(f"{model.name} has {model.classes} classes, but {dataset.name} has {dataset.classes}.")
     return Subject(model.apply, model.params, Path(model.name).stem, dataset, None)

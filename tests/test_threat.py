@@ -18,7 +18,7 @@ def test_inner_boxes_lie_in_the_ball_and_bounds_cover_it(eps, domain):
     x = networks.images(0, 50)
     x[0], x[1] = 0.0, 1.0
     threat = Threat(eps, domain)
-    inner = threat.inner(x, radii(eps, len(x)))
+    inner = jax.tree.map(np.asarray, threat.inner(x, radii(eps, len(x))))
     exact = x.astype(np.float64)
     for end in (inner.lower, inner.upper):
         assert end.dtype == np.float32
@@ -35,7 +35,7 @@ def test_inner_boxes_lie_in_the_ball_and_bounds_cover_it(eps, domain):
 def test_points_on_the_other_side_of_the_border_are_outside():
     x = networks.images(0, 3)
     threat = Threat(0.1)
-    inner = threat.inner(x, radii(0.1, 3))
+    inner = jax.tree.map(np.asarray, threat.inner(x, radii(0.1, 3)))
     beyond = np.nextafter(np.nextafter(inner.upper, np.float32(2)), np.float32(2))
     assert threat.outside(x, beyond).all()
     one = x.copy()

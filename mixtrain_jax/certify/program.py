@@ -8,6 +8,7 @@ operations. Every step but the ReLU is affine and knows its linear part, that wi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -247,7 +248,8 @@ class _Reader:
         offset = np.broadcast_to(constants[0], shape) if constants else None
 
         def linear(xs: Sequence[np.ndarray], absolute: bool) -> np.ndarray:
-            return sum(x if sign > 0 or absolute else -x for x, sign in zip(xs, of_inputs, strict=True))
+            signed = [x if sign > 0 or absolute else -x for x, sign in zip(xs, of_inputs, strict=True)]
+            return functools.reduce(np.add, signed)
 
         def transpose(g: np.ndarray) -> list[np.ndarray]:
             return [g if sign > 0 else -g for sign in of_inputs]

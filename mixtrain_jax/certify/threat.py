@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.bounds import Ball, BoundsError, Interval, l2_ball, linf_ball
@@ -63,8 +64,8 @@ class Threat:
         lower = np.maximum(-_round_down(radius - exact), np.float32(self.domain[0]))
         lower, upper = np.minimum(lower, images), np.maximum(upper, images)
         if self.norm == "l2":
-            return Ball(lower, upper, images, np.asarray(eps, np.float32), norm=2)
-        return Interval(lower, upper)
+            return Ball(*map(jnp.asarray, (lower, upper, images, np.asarray(eps, np.float32))), norm=2)
+        return Interval(jnp.asarray(lower), jnp.asarray(upper))
 
     def outside(self, images: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Which points `[n, ...]` are no such inputs of their images, `[n]`, judged in float64."""
