@@ -133,7 +133,9 @@ def judge(
     layers = []
     for name in [name for name in ("ibp", "crown") if name in chosen and layer_examples]:
         layers += look_at_layers(name, chosen[name], logits_fn, split[:layer_examples], threat)
-    looked_at = split[:_LOOKED_AT].floats()
+    looked_at = split[
+        np.flatnonzero(evaluation.clean)[:_LOOKED_AT]
+    ].floats()  # what is wrong has reason for no gradient
     warnings = [*flags(logits_fn, jnp.asarray(looked_at.images), jnp.asarray(looked_at.labels)), *gaps(evaluation)]
     return Judgement(evaluation, curve, layers, warnings)
 
