@@ -123,34 +123,34 @@ def standard_record(
     check_norm(ball)
     if is_traced(key, x, labels, ball):
         raise BoundsError("The standard ensemble looks at values and can't run inside jax.jit; call it outside.")
-    x, labels = np.asarray(x), np.asarray(labels)
+    clean, truth = np.asarray(x), np.asarray(labels)
     ball = jax.tree.map(np.asarray, ball)
     look, attacks = _look(logits_fn), _attacks(budget, domain)
-    n, aims = len(x), max(budget.targets, 1)
-    adversarial, least = x.copy(), np.empty(n, x.dtype)
+    n, aims = len(clean), max(budget.targets, 1)
+    adversarial, least = clean.copy(), np.empty(n, clean.dtype)
     right, classes = np.empty(n, bool), []
     for start in range(0, n, batch_size):
         rows = np.arange(start, min(start + batch_size, n))
         padded = _padded(rows, batch_size)
-        found = jax.device_get(look(x[padded], labels[padded], targets=aims))
+        found = jax.device_get(look(clean[padded], truth[padded], targets=aims))
         least[rows], right[rows] = (part[: len(rows)] for part in found[:2])
         classes.append(found[2][: len(rows)])
-    classes = np.concatenate(classes) if classes else np.empty((0, aims), labels.dtype)
+    classes = np.concatenate(classes) if classes else np.empty((0, aims), truth.dtype)
     broken_by = np.where(right, "", "clean").astype(object)
 
     batches = 0
     for name, (attack, targeted) in attacks.items():
         standing = np.flatnonzero(broken_by == "")
-        ranks = classes.shape[1] if targeted else 1
-        images, ranks = np.tile(standing, ranks), np.repeat(np.arange(ranks), len(standing))
+        count = classes.shape[1] if targeted else 1
+        images, ranks = np.tile(standing, count), np.repeat(np.arange(count), len(standing))
         total = len(images)
         while len(images):
             rows, padded = images[:batch_size], _padded(np.arange(min(len(images), batch_size)), batch_size)
             of_batch = images[padded]
             aim = {"targets": classes[of_batch, ranks[padded]]} if targeted else {}
-            parts = jax.tree.map(lambda leaf, of=of_batch: leaf[of], (x, labels, ball))
+            parts = jax.tree.map(lambda leaf, of=of_batch: leaf[of], (clean, truth, ball))
             met = attack(jax.random.fold_in(key, batches), logits_fn, *parts, **aim)
-            found = jax.device_get((met, *look(met, labels[of_batch], targets=aims)[:2]))
+            found = jax.device_get((met, *look(met, truth[of_batch], targets=aims)[:2]))
             batches += 1
             met, margins, right = (part[: len(rows)] for part in found)
             order = np.argsort(-margins)  # the lowest of an example last, which is what an assignment keeps
