@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.in_turn import Record
-from mixtrain_jax.attacks.objectives import cross_entropy, dlr
+from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr
 from mixtrain_jax.attacks.search import LogitsFn
 
 # Primitives of a jaxpr. A random key that is baked into a network makes it repeat itself, so calls alone don't show it.
@@ -28,8 +28,8 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Recor
     * `randomised`: two calls differ by more than 1e-4 of the size of the logits, or the network draws random numbers
       from a key of its own. Attacks on one draw say nothing of the next; average over draws.
     * `softmax`: outputs are probabilities. Their gradients vanish where the network is sure; give the logits.
-    * `zero gradient`: the share of inputs at which the gradient of the cross-entropy or of the DLR is exactly zero, or
-      that there is none at all.
+    * `zero gradient`: the share of inputs at which the gradient of the cross-entropy or of the DLR is exactly zero, among
+      those that are classified rightly, or that there is none at all.
     * `square`: the gradient-free attack broke more than 0.2 % of the examples after the others had failed on them, as
       the record tells, a sign of masked gradients.
     * `loop` or `steps`: what could be an optimisation at inference. JAX shows loops and calls out of the program
@@ -48,11 +48,12 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Recor
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     first, second = (np.asarray(logits_fn(x), np.float64) for _ in range(2))
     found = collections.Counter(_primitives(jax.make_jaxpr(logits_fn)(x).jaxpr))
+    right = first.argmax(-1) == np.asarray(labels)  # at others the DLR can be flat by its definition
     gradients = {"cross-entropy": cross_entropy, "dlr": dlr}
     messages = [
         _randomised(first, second, found),
         _softmax(first),
-        *(_zero_gradient(logits_fn, x, labels, name, objective) for name, objective in gradients.items()),
+        *(_zero_gradient(logits_fn, x, labels, right, name, objective) for name, objective in gradients.items()),
         _square(record),
         _named("loop", found, _LOOPS),
         _named("steps", found, _FLAT),
@@ -75,12 +76,14 @@ def _softmax(logits: np.ndarray) -> str:
     return ""
 
 
-def _zero_gradient(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, name: str, objective: Any) -> str:
+def _zero_gradient(
+    logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, right: np.ndarray, name: str, objective: Objective
+) -> str:
     try:
         gradient = jax.grad(lambda points: objective(logits_fn(points), labels, None).sum())(x)
     except (ValueError, TypeError, NotImplementedError) as error:
         return f"zero gradient: that of the {name} does not exist: {str(error).splitlines()[0][:120]}"
-    zero = (np.asarray(gradient) == 0).reshape(len(x), -1).all(-1)
+    zero = (np.asarray(gradient) == 0).reshape(len(x), -1).all(-1)[right]
     return f"zero gradient: that of the {name} is 0 on {zero.mean():.1%} of the inputs" if zero.any() else ""
 
 
