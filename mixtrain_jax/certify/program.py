@@ -8,6 +8,7 @@ operations. Every step but the ReLU is affine and knows its linear part, that wi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -228,7 +229,7 @@ class _Reader:
 
             def transpose(g: np.ndarray) -> list[np.ndarray]:
                 flat = np.zeros((len(g), total))
-                np.add.at(flat, (slice(None), source), g.reshape(len(g), -1)[:, moved])
+                np.add.at(flat.T, source, g.reshape(len(g), -1)[:, moved].T)
                 return self._parted(flat, inputs, sizes)
 
         copies = int(np.bincount(source, minlength=1).max())
@@ -240,14 +241,15 @@ class _Reader:
         return [part.reshape(-1, *self.shapes[x]) for part, x in zip(parts, inputs, strict=True)]
 
     def sum(self, name: str, operands: list[Value], signs: Sequence[int], shape: tuple[int, ...]) -> int:
-        signed = list(zip(operands, signs, strict=True))
-        inputs = tuple(x for x, _ in signed if isinstance(x, int))
-        of_inputs = [sign for x, sign in signed if isinstance(x, int)]
-        constants = [sign * x.astype(np.float64) for x, sign in signed if isinstance(x, np.ndarray)]
+        pairs = list(zip(operands, signs, strict=True))
+        inputs = tuple(x for x, _ in pairs if isinstance(x, int))
+        of_inputs = [sign for x, sign in pairs if isinstance(x, int)]
+        constants = [sign * x.astype(np.float64) for x, sign in pairs if isinstance(x, np.ndarray)]
         offset = np.broadcast_to(constants[0], shape) if constants else None
 
         def linear(xs: Sequence[np.ndarray], absolute: bool) -> np.ndarray:
-            return sum(x if sign > 0 or absolute else -x for x, sign in zip(xs, of_inputs, strict=True))
+            signed = (x if sign > 0 or absolute else -x for x, sign in zip(xs, of_inputs, strict=True))
+            return functools.reduce(np.add, signed)
 
         def transpose(g: np.ndarray) -> list[np.ndarray]:
             return [g if sign > 0 else -g for sign in of_inputs]
