@@ -91,9 +91,9 @@ def verify(
     slope is chosen otherwise because both ends of a ReLU are about equally far from 0. A smaller margin is true, but it
     is not the method's.
 
-    Where such a choice may have made the margin better than `bound`, lower slopes are optimised here until it is proved;
-    so are they for `alpha_crown`, whose slopes are not recorded and whose floor is that of `crown`. Nothing is accepted
-    that is not proved here.
+    Where such a choice may have made the margin better than `bound`, lower slopes are optimised here until it is
+    proved; so are they for `alpha_crown`, whose slopes are not recorded and whose floor is that of `crown`. Nothing is
+    accepted that is not proved here.
 
     Args:
       certificates: as `read` or `certificates_of` give them.
