@@ -223,11 +223,15 @@ def read(path: Path) -> Certificates:
     indices = [entry["index"] for entry in entries[1:]]
     if len(set(indices)) < len(indices):
         raise CertificateError(f"{path} has two certificates of one image.")
-    fields: dict[str, Any] = {
-        name: first[name] for name in _HEADER if name not in ("format", "version", "certificates")
-    }
-    fields |= {"domain": tuple(first["domain"]), "shape": tuple(first["shape"])}
-    header = Header(**fields)
+    header = Header(
+        params_sha256=first["params_sha256"],
+        program_sha256=first["program_sha256"],
+        norm=first["norm"],
+        domain=(first["domain"][0], first["domain"][1]),
+        shape=tuple(first["shape"]),
+        images=first["images"],
+        versions=first["versions"],
+    )
     return Certificates(header, tuple(Certificate(**entry) for entry in entries[1:]))
 
 

@@ -91,9 +91,9 @@ def verify(
     slope is chosen otherwise because both ends of a ReLU are about equally far from 0. A smaller margin is true, but it
     is not the method's.
 
-    Where such a choice made the method's margin better than `bound` by at most `bound - floor`, lower slopes are
-    optimised here until it is proved; so are they for `alpha_crown`, whose slopes are not recorded and whose floor is
-    that of `crown`. Nothing is accepted that is not proved here.
+    Where such a choice may have made the margin better than `bound`, lower slopes are optimised here until it is
+    proved; so are they for `alpha_crown`, whose slopes are not recorded and whose floor is that of `crown`. Nothing is
+    accepted that is not proved here.
 
     Args:
       certificates: as `read` or `certificates_of` give them.
@@ -186,8 +186,8 @@ def _recomputed(
     found = recompute.margins(program, known, labels, boxes_only=method == "ibp")
     results = []
     for i, record in enumerate(records):
-        bound, floor = found.lower[i].min(), found.floor[i].min()
-        ceiling = {"ibp": bound, "alpha_crown": np.inf}.get(method, bound + (bound - floor))
+        bound, floor, ceiling = (values[i].min() for values in found)
+        ceiling = {"ibp": bound, "alpha_crown": np.inf}.get(method, ceiling)  # ibp has no slopes to choose
         if bound < record.margin <= ceiling:
             bound = max(bound, _optimised(record, split, domain, program))
         reason = OTHER_MARGIN if record.margin < floor else ACCEPTED

@@ -241,14 +241,14 @@ class _Reader:
         return [part.reshape(-1, *self.shapes[x]) for part, x in zip(parts, inputs, strict=True)]
 
     def sum(self, name: str, operands: list[Value], signs: Sequence[int], shape: tuple[int, ...]) -> int:
-        signed = list(zip(operands, signs, strict=True))
-        inputs = tuple(x for x, _ in signed if isinstance(x, int))
-        of_inputs = [sign for x, sign in signed if isinstance(x, int)]
-        constants = [sign * x.astype(np.float64) for x, sign in signed if isinstance(x, np.ndarray)]
+        pairs = list(zip(operands, signs, strict=True))
+        inputs = tuple(x for x, _ in pairs if isinstance(x, int))
+        of_inputs = [sign for x, sign in pairs if isinstance(x, int)]
+        constants = [sign * x.astype(np.float64) for x, sign in pairs if isinstance(x, np.ndarray)]
         offset = np.broadcast_to(constants[0], shape) if constants else None
 
         def linear(xs: Sequence[np.ndarray], absolute: bool) -> np.ndarray:
-            signed = [x if sign > 0 or absolute else -x for x, sign in zip(xs, of_inputs, strict=True)]
+            signed = (x if sign > 0 or absolute else -x for x, sign in zip(xs, of_inputs, strict=True))
             return functools.reduce(np.add, signed)
 
         def transpose(g: np.ndarray) -> list[np.ndarray]:

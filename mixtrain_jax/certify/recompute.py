@@ -1,9 +1,9 @@
 """Bounds of margins in NumPy and float64, made anew for the check of certificates.
 
 Shares no code with `mixtrain_jax.bounds`. Every bound holds in real arithmetic: the roundings of the float64
-computation itself are counted and taken off. Beside every bound stands a `floor` that the same method in the float
-dtype of the network can be expected not to fall below; it is no bound of anything, but what tells a margin that was
-computed from one that was made up.
+computation itself are counted and taken off. Beside every bound stand a `floor` and a `ceiling` that the same method in
+the float dtype of the network can be expected to lie between; they are no bounds of anything, but what tells a margin
+that was computed from one that was made up.
 
 Rounding is counted by Higham (Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1): a sum of `n`
 products, in any order, is off by at most `n u / (1 - n u)` of the sum of their absolute values.
@@ -61,10 +61,11 @@ class Analysis(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Lower bounds, proved in real arithmetic, and what the narrower dtype should reach: `[images, rows]` each."""
+    """Lower bounds, proved in real arithmetic, and between what the narrower dtype's are: `[images, rows]` each."""
 
     lower: np.ndarray
     floor: np.ndarray
+    ceiling: np.ndarray
 
 
 def ball(images: np.ndarray, eps: np.ndarray, domain: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +265,7 @@ def pull(
     error = error * (1 + 1e-6) + _roundings(terms, UNIT) * sizes + _TINY
     doubt = doubt + _SURPLUS * _roundings(terms, program.unit) * sizes
     lower = np.nextafter(value - error, -np.inf)
-    return Bound(lower, lower - doubt)
+    return Bound(lower, lower - doubt, lower + doubt)
 
 
 def _inner(coefficients: np.ndarray, values: np.ndarray) -> np.ndarray:
