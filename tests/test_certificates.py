@@ -14,8 +14,8 @@ import pytest
 
 import mixtrain_jax as mt
 from mixtrain_jax import certify, models
-from mixtrain_jax.certify import certificates as files
 from mixtrain_jax.certify import Threat, checker, program, recompute
+from mixtrain_jax.certify import certificates as files
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import CertificateError
 
@@ -445,7 +445,11 @@ def test_integer_pixels_are_those_that_they_stand_for(made):
     known = recompute.analyse(read, *recompute.ball(split.floats().images, np.full(8, 0.01), PIXELS))
     found = recompute.margins(read, known, labels, boxes_only=True).lower.min(-1)
     evaluation = dataclasses.replace(
-        made.evaluation, threat=Threat(0.01, PIXELS), verified=found > 0.01, margin=found - 1e-6, proved_by=np.full(8, "ibp")
+        made.evaluation,
+        threat=Threat(0.01, PIXELS),
+        verified=found > 0.01,
+        margin=found - 1e-6,
+        proved_by=np.full(8, "ibp"),
     )
     certificates = certify.certificates_of(evaluation, mlp, made.params, split)
     assert certify.verify(certificates, mlp, made.params, split).accepted.sum() > 4

@@ -211,7 +211,7 @@ def drawn(rng, kind, spatial):
     return attributes, group
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", [13, 21])
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MaxPool", "AveragePool"])
 def test_windows_of_random_attributes(kind, opset, tmp_path):
     rng = np.random.default_rng(opset)
