@@ -27,7 +27,8 @@ from mixtrain_jax.bounds import (
 )
 
 if TYPE_CHECKING:
-    from mixtrain_jax import attacks, bounds, certify, losses, mixing, models, subsample
+    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, subsample
+    from mixtrain_jax.certify import judge
 
 __version__ = "0.1.0"
 
@@ -42,8 +43,10 @@ __all__ = [
     "certify",
     "crown",
     "crown_ibp",
+    "foreign",
     "ibp",
     "intersect",
+    "judge",
     "l1_ball",
     "l2_ball",
     "linf_ball",
@@ -57,6 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attacks", "certify", "losses", "mixing", "models", "subsample"):
+    if name == "judge":
+        return importlib.import_module("mixtrain_jax.certify").judge
+    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

@@ -6,7 +6,6 @@ carries a manifest of shape, dtype and hash per leaf, and is held to it when it 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mixtrain_jax.errors import CheckpointError
+from mixtrain_jax.fingerprints import by_name, leaf_name, manifest
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Checkpoints:
         before = self.latest()
         if before == step:
             return
-        leaves = _by_name(jax.device_get(tree))
+        leaves = by_name(jax.device_get(tree))
         try:
             self._manager.save(
                 step,
@@ -133,27 +133,9 @@ class Checkpoints:
         return destination
 
 
-def manifest(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and SHA-256 of the bytes of each named array."""
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": _sha256(leaf)}
-        for name, leaf in leaves.items()
-    }
-
-
-def fingerprint(tree: Any) -> str:
-    """SHA-256 of all the leaves of a pytree of arrays, names, shapes and dtypes included."""
-    return hashlib.sha256(repr(sorted(manifest(_by_name(jax.device_get(tree))).items())).encode()).hexdigest()
-
-
-def _by_name(tree: Any) -> dict[str, np.ndarray]:
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
-
-
 def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
     def pick(path: Any, like: Any) -> jax.Array | np.ndarray:
-        name = _name(path)
+        name = leaf_name(path)
         if name not in leaves:
             raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network or optimizer.")
         leaf = leaves[name]
@@ -165,18 +147,10 @@ def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
         return jax.numpy.asarray(leaf) if isinstance(like, jax.Array) else leaf
 
     filled = jax.tree.map_with_path(pick, target)
-    extra = leaves.keys() - _by_name(filled).keys()
+    extra = leaves.keys() - by_name(filled).keys()
     if extra:
         raise CheckpointError(f"{where} has a leaf {min(extra)} that is not expected here.")
     return filled
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _sha256(leaf: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
 
 
 def _free(path: Path) -> Path:

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
+from mixtrain_jax import __version__
 from mixtrain_jax import config as config_lib
-from mixtrain_jax.config import Config
+from mixtrain_jax.bounds import BoundsError
+from mixtrain_jax.config import Bound, Config
 from mixtrain_jax.errors import MixtrainError
 
+_USAGE = """usage: mixtrain COMMAND ...
+
+Neural networks whose robustness is proved.
+
+  train                train a network, and prove how robust it is
+  judge                robust accuracy of any model, from both sides
+  verify-certificate   recompute what a file of certificates says
+
+mixtrain COMMAND --help explains a command."""
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 not finite, 75 preempted and saved, 130 interrupted."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The `mixtrain` command: hand the arguments to the command that comes first among them; the exit code."""
+    name, *rest = list(arguments) or ["--help"]
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "train": lambda rest: train(rest, Path("configs")),
+        "judge": judge,
+        "verify-certificate": verify_certificate,
+    }
+    if name in commands:
+        return commands[name](rest)
+    if name == "--version":
+        print(f"mixtrain_jax {__version__}")
+        return 0
+    print(_USAGE, file=sys.stdout if name in ("-h", "--help") else sys.stderr)
+    return 0 if name in ("-h", "--help") else 2
+
+
+def run() -> None:
+    """The `mixtrain` command as a program."""
+    sys.exit(main(sys.argv[1:]))
 
 
 def train(arguments: Sequence[str], configs: Path) -> int:
@@ -35,6 +68,116 @@ def train(arguments: Sequence[str], configs: Path) -> int:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def judge(arguments: Sequence[str]) -> int:
+    """Parse `MODEL --option value ...`, judge the model, and return the exit code."""
+
+    def command(
+        model: Annotated[str, tyro.conf.Positional],
+        data: str | None = None,
+        eps: float | None = None,
+        norm: Literal["linf", "l2"] = "linf",
+        examples: int = 1000,
+        attacks: Literal["customary", "quick", "strong"] = "strong",
+        certify: tuple[Bound, ...] = ("ibp", "symbolic", "crown", "alpha_crown"),
+        curve_examples: int = 100,
+        batch_size: int = 128,
+        seed: int = 0,
+        out: Path | None = None,
+        data_dir: Path | None = None,
+        params: Path | None = None,
+        per_example: bool = False,
+    ) -> int:
+        """Robust accuracy of any model, from both sides: what is proved, and what withstands the strongest attacks.
+
+        Args:
+          model: A run folder, FILE.onnx, or package.module:attribute, which runs the code of that module.
+          data: Data set whose test images are used; by default that of the run.
+          eps: Radius in pixel units; by default that of the run.
+          norm: linf, the largest change of a pixel, or l2, the Euclidean length of all changes.
+          examples: How many of the first test images; 0 for all.
+          attacks: customary, PGD-20 alone; quick, the strong ones with short budgets; strong, PGD-20, the standard
+            ensemble with its published budgets, and the interval attack.
+          certify: Bounds, cheapest first, each on what is still open.
+          curve_examples: Of how many of the first images the accuracies are measured over a range of radii.
+          batch_size: Images on the device at a time.
+          seed: Of the attacks.
+          out: Folder of the report; by default judgements/NAME-NORM-EPS.
+          data_dir: Folder of the data sets that TensorFlow Datasets prepared. By default that in the environment
+            variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+          params: File of the parameters of an imported model, .npz, .safetensors or .msgpack.
+          per_example: Whether an imported model takes one image, not a batch.
+        """
+        from mixtrain_jax import judging  # takes seconds
+        from mixtrain_jax.report.display import Display
+
+        source = judging.Source(model, data, data_dir, params, per_example)
+        with Display() as display:
+            judging.judge(
+                source,
+                display,
+                eps=eps,
+                norm=norm,
+                examples=examples,
+                attacks=attacks,
+                certify=certify,
+                curve_examples=curve_examples,
+                batch_size=batch_size,
+                seed=seed,
+                out=out,
+            )
+        return 0
+
+    return _guarded(lambda: _cli(command, "mixtrain judge", arguments))
+
+
+def verify_certificate(arguments: Sequence[str]) -> int:
+    """Parse `FILE --model MODEL ...`, recompute the certificates, and return the exit code."""
+
+    def command(
+        file: Annotated[Path, tyro.conf.Positional],
+        model: str,
+        data: str | None = None,
+        examples: int = 0,
+        data_dir: Path | None = None,
+        params: Path | None = None,
+        per_example: bool = False,
+    ) -> int:
+        """Recompute certificates in float64, by code that shares nothing with what made them.
+
+        Exit code 0 where every certificate holds, 1 where one does not.
+
+        Args:
+          file: The certificates.
+          model: The model they are of, as for judge.
+          data: Data set of the images; by default that of the run.
+          examples: How many of the first certificates; 0 for all.
+          data_dir: As for judge.
+          params: As for judge.
+          per_example: As for judge.
+        """
+        from mixtrain_jax import judging  # takes seconds
+        from mixtrain_jax.report.display import Display
+
+        with Display() as display:
+            source = judging.Source(model, data, data_dir, params, per_example)
+            return 0 if judging.verify(file, source, display, examples=examples) else 1
+
+    return _guarded(lambda: _cli(command, "mixtrain verify-certificate", arguments))
+
+
+def _cli(command: Callable[..., int], program: str, arguments: Sequence[str]) -> int:
+    return tyro.cli(command, prog=program, args=list(arguments), config=(tyro.conf.FlagConversionOff,))
+
+
+def _guarded(act: Callable[[], int]) -> int:
+    """What `act` returns, or the exit code of the error that it raises, whose message is printed."""
+    try:
+        return act()
+    except (MixtrainError, BoundsError) as error:
+        print(f"mixtrain: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
 
 
 def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None]:

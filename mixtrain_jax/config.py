@@ -155,6 +155,27 @@ def load(name: str, folder: Path) -> Config:
         values = tomllib.loads(path.read_text())
     except ValueError as error:  # of TOML, of its encoding, or a number of thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return _of_values(values, path)
+
+
+def of_run(path: Path) -> Config:
+    """Read the `config.json` of a run folder.
+
+    Raises:
+      ConfigError: where there is none, or it is damaged or of another version of this package.
+    """
+    try:
+        values = json.loads((path / "config.json").read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} is no run folder: its config.json cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(f"{path / 'config.json'} is damaged: it is no JSON object.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path / 'config.json'} is damaged: it is no JSON object.")
+    return _of_values(values, path / "config.json")
+
+
+def _of_values(values: dict[str, Any], path: Path) -> Config:
     fields = [field.name for field in dataclasses.fields(Config)]
     for key, value in values.items():
         if key not in fields:

@@ -17,6 +17,10 @@ class DataError(MixtrainError):
     """A data set is missing, damaged or not what its declaration says."""
 
 
+class ModelError(MixtrainError):
+    """A model from elsewhere is missing, damaged, not supported, or no map from images to logits."""
+
+
 class CheckpointError(MixtrainError):
     """A checkpoint could not be written, or none of those present can be used."""
 
@@ -41,3 +45,7 @@ class InterruptedRunError(MixtrainError):
     """The run was stopped by Ctrl-C and saved its state; the same command goes on."""
 
     exit_code = 130
+
+
+class CertificateError(MixtrainError):
+    """A file of certificates cannot be used, or a network cannot be checked independently."""

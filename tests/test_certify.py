@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -8,8 +9,9 @@ import pytest
 import small_networks as networks
 
 from mixtrain_jax import certify
+from mixtrain_jax.attacks import pgd
 from mixtrain_jax.bounds import Interval
-from mixtrain_jax.certify import evaluate, measure_curve
+from mixtrain_jax.certify import Threat, evaluate, measure_curve
 from mixtrain_jax.certify import evaluation as evaluation_module
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
@@ -17,7 +19,8 @@ from mixtrain_jax.errors import SoundnessError
 WIDE = (-100.0, 100.0)
 PIXELS = (0.0, 1.0)
 NAMES = ("ibp", "crown_ibp", "symbolic", "crown")
-ATTACK = {"attack_steps": 10, "attack_restarts": 1}
+PGD = functools.partial(pgd, steps=10, restarts=1)
+ATTACK = {"attacks": {"PGD": PGD}}
 
 
 def claims(margin):
@@ -66,7 +69,7 @@ def test_a_linear_network_is_verified_exactly_where_the_closed_form_says(key, li
     worst = (margin - eps * fall).min(-1)
     assert np.abs(worst).min() > 1e-4
     assert 3 < (worst > 0).sum() < (margin.min(-1) > 0).sum() < len(split)
-    found = evaluate(key, logits_fn, split, eps, domain=WIDE, methods=certify.methods([name]), batch_size=8, **ATTACK)
+    found = evaluate(key, logits_fn, split, Threat(eps, WIDE), methods=certify.methods([name]), batch_size=8, **ATTACK)
     np.testing.assert_array_equal(found.clean, margin.min(-1) > 0)
     np.testing.assert_array_equal(found.verified, worst > 0)
     assert (found.attacked >= found.verified).all()
@@ -80,7 +83,7 @@ def test_a_linear_network_is_verified_exactly_where_the_closed_form_says(key, li
 @pytest.mark.parametrize("eps", [0.0, 0.05])
 def test_verified_implies_attacked_implies_clean(key, random, eps):
     logits_fn, split = random
-    found = evaluate(key, logits_fn, split, eps, domain=PIXELS, methods=certify.methods(NAMES), **ATTACK)
+    found = evaluate(key, logits_fn, split, Threat(eps, PIXELS), methods=certify.methods(NAMES), **ATTACK)
     assert (found.verified <= found.attacked).all()
     assert (found.attacked <= found.clean).all()
     np.testing.assert_array_equal(found.clean, found.predictions == split.labels)
@@ -97,14 +100,14 @@ def test_verified_implies_attacked_implies_clean(key, random, eps):
 
 def test_the_middle_radius_tells_the_three_accuracies_apart(key, random):
     logits_fn, split = random
-    found = evaluate(key, logits_fn, split, 0.1, domain=PIXELS, methods=certify.methods(["ibp"]), **ATTACK)
+    found = evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods=certify.methods(["ibp"]), **ATTACK)
     assert 0 < found.verified.sum() < found.attacked.sum() < found.clean.sum() < len(split)
 
 
 def test_adversarial_inputs_lie_in_the_ball_and_break_what_they_are_said_to(key, random):
     logits_fn, split = random
-    found = evaluate(key, logits_fn, split, 0.1, domain=PIXELS, methods={}, **ATTACK)
-    assert np.abs(found.adversarial - split.images).max() <= 0.1 + 1e-7
+    found = evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods={}, **ATTACK)
+    assert np.abs(found.adversarial - split.images).max() <= 0.1
     assert found.adversarial.min() >= 0
     assert found.adversarial.max() <= 1
     still = np.asarray(logits_fn(jnp.asarray(found.adversarial)).argmax(-1)) == split.labels
@@ -114,7 +117,7 @@ def test_adversarial_inputs_lie_in_the_ball_and_break_what_they_are_said_to(key,
 
 def test_without_methods_nothing_is_verified(key, random):
     logits_fn, split = random
-    found = evaluate(key, logits_fn, split, 0.0, domain=PIXELS, methods={}, **ATTACK)
+    found = evaluate(key, logits_fn, split, Threat(0.0, PIXELS), methods={}, **ATTACK)
     assert not found.verified.any()
     assert np.isneginf(found.margin).all()
 
@@ -122,29 +125,35 @@ def test_without_methods_nothing_is_verified(key, random):
 @pytest.mark.parametrize("margin", [np.nan, -1.0, 0.0])
 def test_margins_that_are_not_positive_never_verify(key, random, margin):
     logits_fn, split = random
-    found = evaluate(key, logits_fn, split, 0.0, domain=PIXELS, methods={"claim": claims(margin)}, **ATTACK)
+    found = evaluate(key, logits_fn, split, Threat(0.0, PIXELS), methods={"claim": claims(margin)}, **ATTACK)
     assert not found.verified.any()
     assert not np.isnan(found.margin).any()
 
 
 def test_nan_of_one_method_does_not_hide_what_the_next_one_proves(key, random):
     logits_fn, split = random
-    only = evaluate(key, logits_fn, split, 0.05, domain=PIXELS, methods=certify.methods(["crown_ibp"]), **ATTACK)
+    only = evaluate(key, logits_fn, split, Threat(0.05, PIXELS), methods=certify.methods(["crown_ibp"]), **ATTACK)
     both = {"claim": claims(np.nan), **certify.methods(["crown_ibp"])}
-    found = evaluate(key, logits_fn, split, 0.05, domain=PIXELS, methods=both, **ATTACK)
+    found = evaluate(key, logits_fn, split, Threat(0.05, PIXELS), methods=both, **ATTACK)
     assert only.verified.any()
     np.testing.assert_array_equal(found.verified, only.verified)
-    np.testing.assert_array_equal(found.margin, only.margin)
+    np.testing.assert_array_equal(found.margin[found.attacked], only.margin[found.attacked])
     assert set(found.proved_by) == {"crown_ibp", ""}
 
 
 def test_methods_are_tried_in_turn_on_what_is_open(key, random):
     logits_fn, split = random
     single = {
-        name: evaluate(key, logits_fn, split, 0.1, domain=PIXELS, methods=certify.methods([name]), **ATTACK)
+        name: evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods=certify.methods([name]), **ATTACK)
         for name in ("ibp", "crown_ibp")
     }
-    found = evaluate(key, logits_fn, split, 0.1, domain=PIXELS, methods=certify.methods(["ibp", "crown_ibp"]), **ATTACK)
+    found = evaluate(
+        key, logits_fn, split, Threat(0.1, PIXELS), methods=certify.methods(["ibp", "crown_ibp"]), **ATTACK
+    )
+    broken = found.clean & ~found.attacked
+    assert broken.any()
+    # The first method has to fail on the broken ones too, the second one is spared them.
+    np.testing.assert_array_equal(found.margin[broken], single["ibp"].margin[broken])
     crown_only = single["crown_ibp"].verified & ~single["ibp"].verified
     assert crown_only.any()
     np.testing.assert_array_equal(found.proved_by == "ibp", single["ibp"].verified)
@@ -155,9 +164,9 @@ def test_methods_are_tried_in_turn_on_what_is_open(key, random):
 def test_split_sizes_need_not_divide_into_batches(key, linear, n):
     _, _, logits_fn, split = linear
     part = split[-n:]
-    options = {"domain": WIDE, "methods": certify.methods(["ibp"]), **ATTACK}
-    found = evaluate(key, logits_fn, part, 0.06, batch_size=8, **options)
-    whole = evaluate(key, logits_fn, split, 0.06, batch_size=32, **options)
+    options = {"methods": certify.methods(["ibp"]), **ATTACK}
+    found = evaluate(key, logits_fn, part, Threat(0.06, WIDE), batch_size=8, **options)
+    whole = evaluate(key, logits_fn, split, Threat(0.06, WIDE), batch_size=32, **options)
     for name in ("predictions", "clean", "attacked", "verified", "proved_by"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[-n:])
     np.testing.assert_allclose(found.margin, whole.margin[-n:], atol=1e-6)
@@ -168,8 +177,10 @@ def test_a_split_of_only_wrong_images_leaves_nothing_to_do(key, linear):
     _, _, logits_fn, split = linear
     right = np.asarray(logits_fn(jnp.asarray(split.images)).argmax(-1))
     wrong = Split(split.images, ((right + 1) % 5).astype(np.int32))
-    options = {"domain": PIXELS, "batch_size": 8}
-    found = evaluate(key, logits_fn, wrong, 0.1, methods=certify.methods(["ibp", "crown"]), **options, **ATTACK)
+    options = {"batch_size": 8}
+    found = evaluate(
+        key, logits_fn, wrong, Threat(0.1, PIXELS), methods=certify.methods(["ibp", "crown"]), **options, **ATTACK
+    )
     assert found.accuracies() == {"clean_accuracy": 0, "attacked_accuracy": 0, "verified_accuracy": 0}
     curve = measure_curve(
         key, logits_fn, wrong, found, method=certify.methods(["ibp"])["ibp"], points=3, attack_steps=2, **options
@@ -183,28 +194,29 @@ def test_an_unsound_method_is_caught(key, linear):
     with pytest.raises(
         SoundnessError, match=r"\d+ image\(s\) are both proved and broken at eps 1, the first is number 1"
     ):
-        evaluate(key, logits_fn, split, 1.0, domain=WIDE, methods={"claim": claims(1e3)}, **ATTACK)
+        evaluate(key, logits_fn, split, Threat(1.0, WIDE), methods={"claim": claims(1e3)}, **ATTACK)
 
 
 def test_an_unsound_method_is_caught_by_the_curve(key, linear):
     _, _, logits_fn, split = linear
-    at = evaluate(key, logits_fn, split, 0.01, domain=WIDE, methods=certify.methods(["ibp"]), **ATTACK)
+    at = evaluate(key, logits_fn, split, Threat(0.01, WIDE), methods=certify.methods(["ibp"]), **ATTACK)
     with pytest.raises(SoundnessError, match="both proved and broken"):
-        measure_curve(key, logits_fn, split, at, domain=WIDE, method=claims(1e3), reach=100, points=3, attack_steps=5)
+        measure_curve(key, logits_fn, split, at, method=claims(1e3), reach=100, points=3, attack_steps=5)
 
 
 def test_poll_sees_progress_and_can_stop(key, linear):
     _, _, logits_fn, split = linear
     seen = []
-    options = {"domain": WIDE, "methods": certify.methods(["ibp"]), "batch_size": 8, **ATTACK}
-    at = evaluate(key, logits_fn, split, 0.06, poll=lambda *args: seen.append(args), **options)
+    options = {"methods": certify.methods(["ibp"]), "batch_size": 8, **ATTACK}
+    at = evaluate(key, logits_fn, split, Threat(0.06, WIDE), poll=lambda *args: seen.append(args), **options)
+    assert all(done <= total for _, done, total in seen)
     assert [args for args in seen if args[0] == "predict"] == [
         ("predict", 8, 21),
         ("predict", 16, 21),
         ("predict", 21, 21),
     ]
     kinds = {what for what, _, _ in seen}
-    assert any(what.startswith("attack") for what in kinds)
+    assert "PGD" in kinds
     assert "certify by ibp" in kinds
 
     class Enough(Exception):
@@ -214,23 +226,19 @@ def test_poll_sees_progress_and_can_stop(key, linear):
         raise Enough
 
     with pytest.raises(Enough):
-        evaluate(key, logits_fn, split, 0.06, poll=stop, **options)
+        evaluate(key, logits_fn, split, Threat(0.06, WIDE), poll=stop, **options)
     with pytest.raises(Enough):
-        measure_curve(
-            key, logits_fn, split, at, domain=WIDE, method=certify.methods(["ibp"])["ibp"], batch_size=8, poll=stop
-        )
+        measure_curve(key, logits_fn, split, at, method=certify.methods(["ibp"])["ibp"], batch_size=8, poll=stop)
 
 
 def curve_of(key, logits_fn, split, at, name, **options):
     method = certify.methods([name])[name]
-    return measure_curve(
-        key, logits_fn, split, at, **{"domain": PIXELS, "method": method, "attack_steps": 8, **options}
-    )
+    return measure_curve(key, logits_fn, split, at, **{"method": method, "attack_steps": 8, **options})
 
 
 def test_the_curve_falls_and_agrees_with_the_evaluation_at_its_radius(key, random):
     logits_fn, split = random
-    at = evaluate(key, logits_fn, split, 0.1, domain=PIXELS, methods=certify.methods(["ibp"]), **ATTACK)
+    at = evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods=certify.methods(["ibp"]), **ATTACK)
     curve = curve_of(key, logits_fn, split, at, "ibp")
     assert curve.eps[0] == 0
     assert curve.eps[-1] == 0.25
@@ -249,7 +257,7 @@ def test_the_curve_falls_and_agrees_with_the_evaluation_at_its_radius(key, rando
 @pytest.mark.parametrize("eps", [0.1, 2 / 255, 31 / 255, 28 / 255])
 def test_the_curve_knows_what_the_evaluation_proved_or_broke(key, sure, eps):
     logits_fn, split = sure
-    at = evaluate(key, logits_fn, split, eps, domain=PIXELS, methods={}, **ATTACK)
+    at = evaluate(key, logits_fn, split, Threat(eps, PIXELS), methods={}, **ATTACK)
     nothing = {"name": "ibp", "method": claims(-1.0), "attack_steps": 1}
     here = np.argmin(np.abs(np.linspace(0, 2.5 * eps, 21) - eps))
     broken = dataclasses.replace(at, attacked=np.zeros_like(at.clean))
@@ -262,8 +270,8 @@ def test_the_proved_radius_of_a_linear_network_is_the_closed_form(key, linear):
     w, b, logits_fn, split = linear
     margin, fall = networks.exact_margins(w, b, split)
     exact = (margin / fall).min(-1)
-    at = evaluate(key, logits_fn, split, 0.1, domain=WIDE, methods={}, **ATTACK)
-    curve = curve_of(key, logits_fn, split, at, "ibp", domain=WIDE, points=3)
+    at = evaluate(key, logits_fn, split, Threat(0.1, WIDE), methods={}, **ATTACK)
+    curve = curve_of(key, logits_fn, split, at, "ibp", points=3)
     inside = at.clean & (exact < 0.25)
     assert inside.sum() > 5
     assert (curve.radius[inside] <= exact[inside] + 1e-6).all()
@@ -275,14 +283,14 @@ def test_the_proved_radius_of_a_linear_network_is_the_closed_form(key, linear):
 
 def test_an_image_proved_beyond_the_range_is_verified_all_over_it(key, sure):
     logits_fn, split = sure
-    at = evaluate(key, logits_fn, split, 0.1, domain=PIXELS, methods=certify.methods(["ibp"]), **ATTACK)
+    at = evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods=certify.methods(["ibp"]), **ATTACK)
     curve = curve_of(key, logits_fn, split, at, "ibp", points=6)
     np.testing.assert_array_equal(curve.verified, 1)
 
 
 def test_a_radius_of_zero_is_no_problem(key, random):
     logits_fn, split = random
-    at = evaluate(key, logits_fn, split, 0.0, domain=PIXELS, methods=certify.methods(["ibp"]), **ATTACK)
+    at = evaluate(key, logits_fn, split, Threat(0.0, PIXELS), methods=certify.methods(["ibp"]), **ATTACK)
     np.testing.assert_array_equal(at.verified, at.clean)
     curve = curve_of(key, logits_fn, split, at, "ibp", points=3)
     np.testing.assert_array_equal(curve.verified, at.clean.mean())
@@ -297,10 +305,11 @@ def test_methods_come_by_name_in_order():
 
 def test_the_key_alone_decides(random):
     logits_fn, split = random
-    options = {"domain": PIXELS, "methods": {}, "attack_steps": 1, "attack_restarts": 2, "batch_size": 32}
-    first, again = (evaluate(jax.random.key(1), logits_fn, split, 0.2, **options) for _ in range(2))
+    attack = functools.partial(pgd, steps=1, restarts=2)
+    options = {"methods": {}, "attacks": {"PGD": attack}, "batch_size": 32}
+    first, again = (evaluate(jax.random.key(1), logits_fn, split, Threat(0.2, PIXELS), **options) for _ in range(2))
     np.testing.assert_array_equal(first.adversarial, again.adversarial)
-    another = evaluate(jax.random.key(2), logits_fn, split, 0.2, **options)
+    another = evaluate(jax.random.key(2), logits_fn, split, Threat(0.2, PIXELS), **options)
     assert (first.adversarial != another.adversarial).any()
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import mixtrain_jax.report
-from mixtrain_jax.certify import Curve, Evaluation
+from mixtrain_jax.certify import Curve, Evaluation, Threat
 from mixtrain_jax.config import Config
 from mixtrain_jax.data import Split
 from mixtrain_jax.report import display as display_module
@@ -172,7 +172,17 @@ def rendered(summary=SUMMARY, rows=None, eps=0.1, config=None):
     split = Split(images, np.arange(4, dtype=np.int32))
     flags = np.array([True, True, True, False]), np.array([True, True, False, False]), np.array([True] + [False] * 3)
     evaluation = Evaluation(
-        eps, np.array([0, 1, 2, 9]), *flags, np.ones(4), np.array(["crown", "", "", ""]), images.copy()
+        threat=Threat(eps),
+        seconds={"PGD": 1.0, "crown": 2.0},
+        predictions=np.array([0, 1, 2, 9]),
+        clean=flags[0],
+        attacked=flags[1],
+        verified=flags[2],
+        margin=np.ones(4),
+        proved_by=np.array(["crown", "", "", ""]),
+        broken_by=np.array(["", "", "PGD", ""]),
+        adversarial=images.copy(),
+        seen_as=np.array([0, 1, 3, 9]),
     )
     grid = np.linspace(0, 2.5 * eps, 5)
     curve = Curve(grid, np.full(5, 0.75), np.linspace(0.75, 0.3, 5), np.linspace(0.75, 0, 5), np.array([0.2, 0, 0, -1]))

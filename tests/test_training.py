@@ -14,9 +14,10 @@ from rich.console import Console
 from mixtrain_jax import bounds, cli, losses, mixing, subsample
 from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import linf_ball, margins
-from mixtrain_jax.checkpoints import Checkpoints, fingerprint
+from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, NonFiniteError
+from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.mixing import MixRule, Weights
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run as run_module

@@ -1,5 +1,46 @@
 """Attacks on whole batches: pure functions of a key, a network and a ball, `-> x_adv`."""
 
-from mixtrain_jax.attacks.pgd import descend, pgd
+from mixtrain_jax.attacks.apgd import apgd, apgd_targeted
+from mixtrain_jax.attacks.checks import flags
+from mixtrain_jax.attacks.combinators import bpda, chunked, eot, restarts, targeted, worst_of
+from mixtrain_jax.attacks.fab import fab_targeted
+from mixtrain_jax.attacks.feature import feature
+from mixtrain_jax.attacks.in_turn import EachTarget, Record, in_turn
+from mixtrain_jax.attacks.interval_attack import interval_attack
+from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr, margin
+from mixtrain_jax.attacks.pgd import descend, fgsm, pgd
+from mixtrain_jax.attacks.search import Attack
+from mixtrain_jax.attacks.square import square
+from mixtrain_jax.attacks.standard import QUICK, Budget, standard, standard_attacks, standard_record
 
-__all__ = ["descend", "pgd"]
+__all__ = [
+    "QUICK",
+    "Attack",
+    "Budget",
+    "EachTarget",
+    "Objective",
+    "Record",
+    "apgd",
+    "apgd_targeted",
+    "bpda",
+    "chunked",
+    "cross_entropy",
+    "descend",
+    "dlr",
+    "eot",
+    "fab_targeted",
+    "feature",
+    "fgsm",
+    "flags",
+    "in_turn",
+    "interval_attack",
+    "margin",
+    "pgd",
+    "restarts",
+    "square",
+    "standard",
+    "standard_attacks",
+    "standard_record",
+    "targeted",
+    "worst_of",
+]

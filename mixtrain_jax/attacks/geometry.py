@@ -34,6 +34,20 @@ def check_norm(ball: Interval) -> None:
         raise BoundsError(f"Attacks know boxes (linf_ball) and Euclidean balls (l2_ball), got a ball of l{ball.norm}.")
 
 
+def check_ball(ball: Interval) -> None:
+    """Refuse what is no batch of balls that attacks know.
+
+    Raises:
+      BoundsError: as `check_norm` does, and where Euclidean balls don't come with one radius an example.
+    """
+    check_norm(ball)
+    if isinstance(ball, Ball) and jnp.shape(ball.eps) != ball.shape[:1]:
+        raise BoundsError(
+            f"Attacks want a Euclidean ball for each example, got {list(jnp.shape(ball.eps))} radii for inputs "
+            f"{list(ball.shape)}; make them by jax.vmap(lambda v: l2_ball(v, eps, domain))(x)."
+        )
+
+
 def project(ball: Interval, points: jax.Array) -> jax.Array:
     """The points `[n, ...]` moved into the ball.
 
@@ -41,17 +55,22 @@ def project(ball: Interval, points: jax.Array) -> jax.Array:
     """
     if isinstance(ball, Ball):
         away = points - ball.point
-        share = jnp.minimum(1.0, _INSIDE * ball.eps / jnp.maximum(norm(away), jnp.finfo(away.dtype).tiny))
+        # Entries are rounded where they end: that alone may move a point by as much.
+        rounding = jnp.finfo(away.dtype).eps * norm(ball.point)
+        reach = jnp.maximum(_INSIDE * ball.eps - rounding, 0)
+        share = jnp.minimum(1.0, reach / jnp.maximum(norm(away), jnp.finfo(away.dtype).tiny))
         points = ball.point + spread(share, away) * away
     return jnp.clip(points, ball.lower, ball.upper)
 
 
-def steepest(ball: Interval, gradient: jax.Array) -> jax.Array:
-    """The step as long as the radius of the ball that a linear function of this gradient rises most along."""
+def steepest(ball: Interval, gradient: jax.Array, size: jax.Array | float = 1.0) -> jax.Array:
+    """The step of `size` times the ball's radius that a linear function of this gradient rises most along."""
     if isinstance(ball, Ball):
-        length = jnp.maximum(norm(gradient), jnp.finfo(gradient.dtype).tiny)
-        return spread(ball.eps / length, gradient) * gradient
-    return ball.radius * jnp.sign(gradient)
+        # Relative to the largest entry, whose square may be no number or nothing.
+        largest = jnp.max(jnp.abs(gradient), axis=tuple(range(1, gradient.ndim)))
+        unit = gradient / spread(jnp.where(largest > 0, largest, 1), gradient)
+        return spread(size * ball.eps / jnp.maximum(norm(unit), 0.5), unit) * unit
+    return size * ball.radius * jnp.sign(gradient)
 
 
 def uniform(key: jax.Array, ball: Interval) -> jax.Array:

@@ -45,5 +45,11 @@ def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) 
     return margin(logits, labels, targets) / (spread + 1e-12)
 
 
+def likeliest(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+    """The `count` classes of the largest logits beside the label, largest first, `[n, count]`; fewer of few classes."""
+    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits)
+    return jnp.argsort(others, -1, descending=True)[:, : min(count, logits.shape[-1] - 1)].astype(labels.dtype)
+
+
 def _at(logits: jax.Array, classes: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, classes[..., None], -1)[..., 0]

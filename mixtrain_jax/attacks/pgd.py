@@ -1,26 +1,34 @@
-"""Projected gradient descent inside a box."""
+"""Projected gradient ascent inside a ball: of what the logits say, or of any other measure."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from mixtrain_jax.attacks import geometry
+from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
+from mixtrain_jax.attacks.search import Best, LogitsFn, keep, stepwise, unknown
 from mixtrain_jax.bounds import Interval
 
-LogitsFn = Callable[[jax.Array], jax.Array]
+Measure = Callable[[LogitsFn, Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
+"""`(logits_fn, option, points, goal) -> (what to ascend, margins)`, both `[n]`."""
+
+StepSize = float | Callable[[jax.Array], jax.Array]
+"""A share of the ball's radius; or that as a function of the share of all steps that is done, from 0 to 1."""
 
 
 class _Search(NamedTuple):
-    """Where an attack stands; arrays of `[n, ...]`, margins `[n]`."""
-
     points: jax.Array
-    best: jax.Array
-    margin: jax.Array  # of the best
+    velocity: jax.Array | None  # None without momentum
+    best: Best
+
+
+def falling(done: jax.Array) -> jax.Array:
+    """A quarter of the radius, falling linearly to a hundredth of that: ends inside fine structure as at corners."""
+    return 0.25 * jnp.maximum(1 - done, 0.01)
 
 
 def pgd(
@@ -32,84 +40,144 @@ def pgd(
     *,
     steps: int = 100,
     restarts: int = 3,
+    objective: Objective = margin,
+    targets: jax.Array | None = None,
+    step_size: StepSize = falling,
+    momentum: float = 0.0,
+    random_start: bool = False,
 ) -> jax.Array:
-    """Signed-gradient descent on the margin (Madry et al., arXiv 1706.06083; margin loss of Carlini and Wagner).
+    """Projected gradient ascent (Madry et al., arXiv 1706.06083), on the margin (Carlini and Wagner, 1608.04644).
 
-    The first start is `x` itself, the others are uniform in the ball. The step is a quarter of the ball's radius and
-    falls linearly to a hundredth of that, so that it ends inside fine structure as well as at corners.
-
-    Called outside `jax.jit`, every step is one compiled call; compilation happens once for a `logits_fn`, which must be
-    hashable, and a shape. Inside `jax.jit` it is a loop in the compiled program, many times slower on CPU where the
-    network has convolutions: XLA finds the fast form of their gradients outside of loops only.
+    Steps follow the gradient's sign in a box and its direction in a Euclidean ball. Called outside `jax.jit`, every
+    step is one compiled call; compilation happens once for a `logits_fn`, which must be hashable, options and a shape.
+    Inside `jax.jit` it is a loop in the compiled program, slow on CPU for networks with convolutions.
 
     Args:
       key: a random key.
       logits_fn: `[n, ...] -> [n, classes]`, examples independent of each other.
       x: inputs `[n, ...]` in `ball`.
       labels: integer labels `[n]`.
-      ball: where the attack may go, the domain included.
+      ball: where the attack may go, the domain included: a box, or a batch of Euclidean balls.
       steps: gradient steps a start.
-      restarts: starts.
+      restarts: starts. The first is `x` itself, the others are random in the ball.
+      objective: what to ascend.
+      targets: classes `[n]` that the objective aims at; None for any class but the label.
+      step_size: length of a step as a share of the ball's radius, or a function of the share of steps done.
+      momentum: what a step keeps of the one before, its gradients scaled to l1 norm 1 (MI-FGSM, arXiv 1710.06081).
+      random_start: whether the first start is random too.
 
     Returns:
-      The input of the lowest margin that was met for each example, `[n, ...]`, inside the ball.
+      The input of the lowest margin that was met for each example, `[n, ...]`, inside the ball. Whatever the objective
+      and the targets, it is the margin of the label over the largest other class.
+
+    Raises:
+      BoundsError: where the ball is none that attacks know.
     """
-    x, labels = jnp.asarray(x), jnp.asarray(labels)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, x, labels, ball)))
-    loop, (look, advance) = (jax.lax.fori_loop, _parts(logits_fn)) if traced else (_loop, _compiled(logits_fn))
+    goal = (jnp.asarray(labels), None if targets is None else jnp.asarray(targets))
+    return ascend(
+        *(key, logits_fn, _of_logits, objective, x, ball, goal),
+        **{"steps": steps, "restarts": restarts, "random_start": random_start},
+        **{"step_size": step_size, "momentum": momentum},
+    )
+
+
+def _of_logits(
+    logits_fn: LogitsFn, objective: Objective, points: jax.Array, goal: tuple[jax.Array, jax.Array | None]
+) -> tuple[jax.Array, jax.Array]:
+    logits = logits_fn(points)
+    return objective(logits, *goal), -margin(logits, goal[0])
+
+
+def fgsm(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    x: jax.Array,
+    labels: jax.Array,
+    ball: Interval,
+    *,
+    objective: Objective = cross_entropy,
+    targets: jax.Array | None = None,
+    random_start: bool = False,
+) -> jax.Array:
+    """One gradient step to the edge of the ball, on the cross-entropy (Goodfellow et al., arXiv 1412.6572).
+
+    The step is two radii long and cut to the ball, so it ends in a corner also where the domain cuts the box. Else as
+    `pgd`: `x` is returned where the step made the margin no smaller.
+    """
+    options = {"objective": objective, "targets": targets, "random_start": random_start}
+    return pgd(key, logits_fn, x, labels, ball, steps=1, restarts=1, step_size=2.0, **options)
+
+
+def ascend(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    measure: Measure,
+    option: Hashable,
+    x: jax.Array,
+    ball: Interval,
+    goal: Any,
+    *,
+    steps: int,
+    restarts: int,
+    step_size: StepSize,
+    momentum: float,
+    random_start: bool,
+) -> jax.Array:
+    """`pgd` on any measure of the points.
+
+    Args:
+      key: as for `pgd`.
+      logits_fn: as for `pgd`.
+      measure: `(logits_fn, option, points, goal) -> (what to ascend, margins)`; a function of a module.
+      option: what the measure depends on and no array is, hashable.
+      x: as for `pgd`.
+      ball: as for `pgd`.
+      goal: a pytree of arrays that the measure depends on.
+      steps: as for `pgd`.
+      restarts: as for `pgd`.
+      step_size: as for `pgd`.
+      momentum: as for `pgd`.
+      random_start: as for `pgd`.
+    """
+    geometry.check_ball(ball)
+    x = jnp.asarray(x)
+    options = (measure, option, step_size, momentum)
+    loop, (look, advance) = stepwise(_parts, logits_fn, *options, arrays=(key, x, ball, goal))
 
     def step(i: int | jax.Array, search: _Search) -> _Search:
-        return advance(jnp.asarray(i / steps, x.dtype), search, labels, ball)
+        return advance(jnp.asarray(i / steps, x.dtype), search, ball, goal)
 
-    def start(i: int | jax.Array, search: _Search) -> _Search:
-        anywhere = jax.random.uniform(jax.random.fold_in(key, i), x.shape, x.dtype, ball.lower, ball.upper)
-        points = jnp.where(i == 0, x, jnp.clip(anywhere, ball.lower, ball.upper))
-        return look(loop(0, steps, step, search._replace(points=points)), labels)
+    def start(i: int | jax.Array, best: Best) -> Best:
+        points = geometry.uniform(jax.random.fold_in(key, i), ball)
+        points = points if random_start else jnp.where(i == 0, x, points)
+        search = _Search(points, jnp.zeros_like(points) if momentum else None, best)
+        search = loop(0, steps, step, search)
+        return look(search.best, search.points, goal)
 
-    unknown = _Search(x, x, jnp.full(labels.shape, jnp.inf, x.dtype))
-    return loop(0, restarts, start, look(unknown, labels)).best
-
-
-def _loop(first: int, last: int, step: Callable[[int, _Search], _Search], search: _Search) -> _Search:
-    for i in range(first, last):
-        search = step(i, search)
-    return search
+    return loop(0, restarts, start, look(unknown(x), x, goal)).points
 
 
-def _parts(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _Search]]:
-    """Looking at points, and one step of descent after the share `done` of all."""
+def _parts(
+    logits_fn: LogitsFn, measure: Measure, option: Hashable, step_size: StepSize, momentum: float
+) -> tuple[Callable[..., Best], Callable[..., _Search]]:
+    """Looking at points, and one step after the share `done` of all."""
 
-    def look(search: _Search, labels: jax.Array) -> _Search:
-        return _keep(search, _margin(logits_fn, search.points, labels))
+    def look(best: Best, points: jax.Array, goal: Any) -> Best:
+        return keep(best, points, measure(logits_fn, option, points, goal)[1])
 
-    def advance(done: jax.Array, search: _Search, labels: jax.Array, ball: Interval) -> _Search:
-        found, pull = jax.vjp(lambda points: _margin(logits_fn, points, labels), search.points)
-        (gradient,) = pull(jnp.ones_like(found))
-        size = 0.25 * jnp.maximum(1 - done, 0.01) * ball.radius
-        moved = jnp.clip(search.points - size * jnp.sign(gradient), ball.lower, ball.upper)
-        return _keep(search, found)._replace(points=moved)
+    def advance(done: jax.Array, search: _Search, ball: Interval, goal: Any) -> _Search:
+        points, velocity, best = search
+        value, pull, found = jax.vjp(lambda z: measure(logits_fn, option, z, goal), points, has_aux=True)
+        (uphill,) = pull(jnp.ones_like(value))
+        if velocity is not None:
+            axes = tuple(range(1, uphill.ndim))
+            size = jnp.maximum(jnp.sum(jnp.abs(uphill), axes, keepdims=True), jnp.finfo(uphill.dtype).tiny)
+            uphill = velocity = momentum * velocity + uphill / size
+        size = step_size(done) if callable(step_size) else step_size
+        moved = geometry.project(ball, points + geometry.steepest(ball, uphill, size))
+        return _Search(moved, velocity, keep(best, points, found))
 
     return look, advance
-
-
-@functools.lru_cache(maxsize=1)  # of the network at hand; no other one's weights are kept alive
-def _compiled(logits_fn: LogitsFn) -> tuple[Callable[..., _Search], Callable[..., _Search]]:
-    look, advance = _parts(logits_fn)
-    return jax.jit(look), jax.jit(advance)
-
-
-def _keep(search: _Search, found: jax.Array) -> _Search:
-    """Keep the points where their margin is smaller than that of the best."""
-    better = found < search.margin
-    best = jnp.where(better.reshape(better.shape + (1,) * (search.best.ndim - 1)), search.points, search.best)
-    return _Search(search.points, best, jnp.where(better, found, search.margin))
-
-
-def _margin(logits_fn: LogitsFn, points: jax.Array, labels: jax.Array) -> jax.Array:
-    """By how much the label's logit exceeds the largest other one, `[n]`."""
-    logits = logits_fn(points)
-    true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    return jnp.min(jnp.where(true, logits, jnp.inf), -1) - jnp.max(jnp.where(true, -jnp.inf, logits), -1)
 
 
 def descend(
@@ -122,8 +190,8 @@ def descend(
 ) -> jax.Array:
     """The attack of adversarial training (Madry et al., arXiv 1706.06083): cheap, and a new one every step of training.
 
-    Signed-gradient ascent on the cross-entropy from one uniform start, in steps of 2.5 radii over their number. It
-    returns where it ends, one gradient a step and nothing else; `pgd` is the stronger attack to measure with.
+    Gradient ascent on the cross-entropy from one random start, in steps of 2.5 radii over their number. It returns
+    where it ends, one gradient a step and nothing else; `pgd` is the stronger attack to measure with.
 
     Args:
       key: a random key.
@@ -135,14 +203,11 @@ def descend(
     Returns:
       Inputs `[n, ...]` in the ball.
     """
-
-    def loss(points: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits_fn(points), labels).sum()
+    geometry.check_ball(ball)
+    uphill = jax.grad(lambda points: cross_entropy(logits_fn(points), labels).sum())
 
     def step(_: jax.Array, points: jax.Array) -> jax.Array:
-        moved = points + 2.5 / steps * ball.radius * jnp.sign(jax.grad(loss)(points))
-        return jnp.clip(moved, ball.lower, ball.upper)
+        return geometry.project(ball, points + geometry.steepest(ball, uphill(points), 2.5 / steps))
 
-    start = jax.random.uniform(key, ball.shape, ball.lower.dtype, ball.lower, ball.upper)
     unroll = jax.default_backend() == "cpu"  # in loops XLA does not find the fast form of convolutions there
-    return jax.lax.fori_loop(0, steps, step, jnp.clip(start, ball.lower, ball.upper), unroll=unroll)
+    return jax.lax.fori_loop(0, steps, step, geometry.uniform(key, ball), unroll=unroll)

@@ -3,7 +3,7 @@
 from mixtrain_jax.bounds.alpha_crown import alpha_crown
 from mixtrain_jax.bounds.crown import crown, crown_ibp
 from mixtrain_jax.bounds.curves import Curve
-from mixtrain_jax.bounds.engine import Bounded
+from mixtrain_jax.bounds.engine import Bounded, Hidden
 from mixtrain_jax.bounds.errors import BoundsError, UnsupportedPrimitiveError
 from mixtrain_jax.bounds.functions import register_function
 from mixtrain_jax.bounds.ibp import ibp
@@ -18,6 +18,7 @@ __all__ = [
     "Bounded",
     "BoundsError",
     "Curve",
+    "Hidden",
     "Inequality",
     "Interval",
     "Junction",

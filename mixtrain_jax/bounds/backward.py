@@ -38,7 +38,7 @@ class Analysis(NamedTuple):
     floor: list[jax.Array | None]  # what underflow may add to a bound that is pulled through an op
 
 
-def map_rows(f: Callable[[jax.Array], Interval], rows: jax.Array, chunk: int | None) -> Interval:
+def map_rows(f: Callable[[jax.Array], Any], rows: jax.Array, chunk: int | None) -> Any:
     """A function of each row, `chunk` of them in memory at a time."""
     if chunk is None or chunk >= len(rows):
         return jax.vmap(f)(rows)
@@ -64,6 +64,15 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
     Returns:
       A scalar `Interval`.
     """
+    pending, terms = pulled(tape, known, seeds, sound)
+    terms += [_concretize(sides, known.boxes[index], sound) for index, sides in pending.items()]
+    return _sum(terms, next(iter(seeds.values())).dtype, sound)
+
+
+def pulled(
+    tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: bool = False
+) -> tuple[dict[int, Sides], list[Sides]]:
+    """The functions below and above that `pull` ends with: coefficients of refs, and the terms of their constants."""
     dot = rounding.total if sound else jnp.vdot
     pending = {index: Sides(seed, seed) for index, seed in seeds.items()}
     terms: list[Sides] = []
@@ -87,8 +96,7 @@ def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: boo
         for ref, low, high in zip(op.refs, coefficients.lower, coefficients.upper, strict=True):
             if low is not None:  # as it is for what is no number
                 pending[ref.index] = _add(pending.get(ref.index), Sides(low, high))
-    terms += [_concretize(sides, known.boxes[index], sound) for index, sides in pending.items()]
-    return _sum(terms, next(iter(seeds.values())).dtype, sound)
+    return pending, terms
 
 
 def _sum(terms: list[Sides], dtype: Any, sound: bool) -> Interval:

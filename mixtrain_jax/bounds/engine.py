@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives
 
 from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules, windows  # noqa: F401  (the first three register)
-from mixtrain_jax.bounds.backward import Analysis, Reach, map_rows, pull
+from mixtrain_jax.bounds.backward import Analysis, Reach, Sides, map_rows, pull, pulled
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect
 from mixtrain_jax.bounds.relaxations import Slopes
@@ -263,6 +263,24 @@ def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domai
     return intersect(folded, bound(known.relaxations)) if any(known.relaxations) else folded
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """What is known of one operand of an op that is not affine.
+
+    Attributes:
+      operation: name of the op; `max` for a ReLU.
+      source: the user's line that made it.
+      box: all values the operand can take.
+      unstable: bool of the box's shape, entries over which the op bends; None for ops that bend everywhere.
+    """
+
+    operation: str = dataclasses.field(metadata={"static": True})
+    source: str = dataclasses.field(metadata={"static": True})
+    box: Interval
+    unstable: jax.Array | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Bounded:
     """A function of intervals that returns intervals; what `ibp(f)` and the other domains return.
@@ -306,6 +324,42 @@ class Bounded:
         Raises:
           BoundsError: where `f` returns anything but one array, or `rows` don't fit it; and as a call does.
         """
+        tape, out, rows = self._record_rows(rows, args)
+        if not isinstance(out, Ref):
+            return _exact_rows(rows, out, self.domain.sound)
+        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in self._analyses(tape)]
+        return _best(bounds)
+
+    def coefficients(self, rows: jax.Array, x: Interval) -> tuple[Interval, Sides]:
+        """As `rows` for one input, with the coefficients of the linear functions of it that bound each row.
+
+        Args:
+          rows: coefficients, `[rows, *shape of f's output]`.
+          x: the ball, `[...]`.
+
+        Returns:
+          The bounds `[rows]`, as `rows` does; and coefficients below and above, `[rows, ...]`. They are those of the
+          last backward pass of this way of bounding, also where another pass or another way is tighter.
+
+        Raises:
+          BoundsError: where the way has no linear functions, as `ibp` has none; and as `rows` does.
+        """
+        if self.domain.slopes is None:
+            raise BoundsError("Coefficients come from linear bounds (symbolic, crown, crown_ibp), and ibp has none.")
+        tape, out, rows = self._record_rows(rows, (x,))
+        nothing = jnp.zeros((len(rows), *x.shape), x.dtype)
+        if not isinstance(out, Ref):
+            return _exact_rows(rows, out, self.domain.sound), Sides(nothing, nothing)
+        analyses = self._analyses(tape)
+        known = analyses[0][1]
+
+        def of(row: jax.Array) -> Sides:
+            return pulled(tape, known, {out.index: row})[0].get(0, Sides(nothing[0], nothing[0]))  # x is the first ref
+
+        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in analyses]
+        return _best(bounds), map_rows(of, rows, self.domain.rows_at_a_time(tape))
+
+    def _record_rows(self, rows: jax.Array, args: Sequence[Any]) -> tuple[Tape, Operand, jax.Array]:
         tape = self._record(args)
         if len(tape.outputs) != 1:
             raise BoundsError(f"rows wants a function of one output array, got one of {len(tape.outputs)}.")
@@ -314,11 +368,28 @@ class Bounded:
             raise BoundsError(
                 f"rows wants coefficients of shape [rows, {_list(out.shape)}], got {list(jnp.shape(rows))}."
             )
-        rows = jnp.asarray(rows, jnp.result_type(out))
-        if not isinstance(out, Ref):
-            return _exact_rows(rows, out, self.domain.sound)
-        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in self._analyses(tape)]
-        return _best(bounds)
+        return tape, out, jnp.asarray(rows, jnp.result_type(out))
+
+    def hidden(self, *args: Any) -> list[Hidden]:
+        """The boxes at every op that is not affine, such as the inputs of ReLUs, in the order of the computation.
+
+        Args:
+          *args: as for a call.
+
+        Raises:
+          BoundsError: as a call does.
+        """
+        tape = self._record(args)
+        known = self._analyses(tape)[0][1]
+        found = []
+        for op in tape.ops:
+            rule = rules.find(op)
+            if rule.relax and not rules.is_affine(op):
+                unstable = None
+                if rule.stable and len(op.refs) == 1:
+                    unstable = jnp.broadcast_to(~rule.stable(op, read(known, op)), op.refs[0].shape)
+                found.extend(Hidden(op.primitive.name, op.source(), known.boxes[r.index], unstable) for r in op.refs)
+        return found
 
     def _record(self, args: Sequence[Any]) -> Tape:
         tape = record(self.f, args, functions.recognize)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.errors import BoundsError
-from mixtrain_jax.bounds.interval import Interval, check, concrete
+from mixtrain_jax.bounds.interval import Ball, Interval, check, concrete
 from mixtrain_jax.bounds.symbolic import Method
 
 
@@ -42,7 +42,8 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
     """
 
     def bounded(ball: Interval, labels: ArrayLike) -> jax.Array:
-        ball, labels = check(ball), jnp.asarray(labels)
+        labels = jnp.asarray(labels)
+        ball = check(ball) if jnp.ndim(labels) == 0 else _checked_batch(ball, labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim > 1:
             raise BoundsError(f"margins wants integer labels, a scalar or [n], got {labels.dtype}{list(labels.shape)}.")
         if ball.shape[:1] != labels.shape and labels.ndim == 1:
@@ -68,6 +69,17 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
         return jax.vmap(lambda x, y: example(x, y, lambda v: f(v[None])[0]))(ball, labels)
 
     return bounded
+
+
+def _checked_batch(ball: Interval, labels: jax.Array) -> Interval:
+    """A batch of boxes, or of `Ball`s with a point and a radius for each example, as `jax.vmap(l2_ball)` makes them."""
+    box = check(Interval(ball.lower, ball.upper))
+    if isinstance(ball, Ball) and jnp.shape(ball.eps) != labels.shape:
+        raise BoundsError(
+            f"margins wants a Ball for each example, got radii of shape {list(jnp.shape(ball.eps))} "
+            f"and {len(labels)} labels; make them by jax.vmap."
+        )
+    return ball if isinstance(ball, Ball) else box
 
 
 def specification(label: ArrayLike, classes: int, dtype: Any = jnp.float32) -> jax.Array:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds
-from mixtrain_jax.attacks import pgd
-from mixtrain_jax.bounds import Method, linf_ball, margins
+from mixtrain_jax.attacks import Attack, EachTarget, Record, in_turn, pgd
+from mixtrain_jax.bounds import Method, margins
+from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
 
@@ -39,20 +40,23 @@ def methods(names: Sequence[str], *, sound: bool = True) -> dict[str, Method]:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is known of every image of a split at one radius; arrays of `[n]` unless said otherwise."""
+    """What is known of every image of a split under one threat; arrays of `[n]` unless said otherwise."""
 
-    eps: float
+    threat: Threat
+    seconds: dict[str, float]  # spent in each attack and each method, compilation included
     predictions: np.ndarray  # classes of the unperturbed images
     clean: np.ndarray  # bool: classified rightly
-    attacked: np.ndarray  # bool: and still so under attack
+    attacked: np.ndarray  # bool: and still so under every attack
     verified: np.ndarray  # bool: and proved so for the whole ball
     margin: np.ndarray  # largest lower bound of the smallest margin that a method found; -inf where none was tried
     proved_by: np.ndarray  # str: first method that proved it, "" where none did
-    adversarial: np.ndarray  # [n, ...]: worst input the attack found
+    broken_by: np.ndarray  # str: first attack that broke it, "" where none did
+    adversarial: np.ndarray  # [n, ...]: input that broke it, else the worst one that the last attack found
+    seen_as: np.ndarray  # classes of those inputs
 
     def first(self, count: int) -> Evaluation:
         """What is known of the first `count` images."""
-        per_image = {field.name: getattr(self, field.name)[:count] for field in dataclasses.fields(self)[1:]}
+        per_image = {field.name: getattr(self, field.name)[:count] for field in dataclasses.fields(self)[2:]}
         return dataclasses.replace(self, **per_image)
 
     def accuracies(self) -> dict[str, float]:
@@ -62,6 +66,10 @@ class Evaluation:
             "attacked_accuracy": float(self.attacked.mean()),
             "verified_accuracy": float(self.verified.mean()),
         }
+
+    def withstood(self, attacks: Sequence[str]) -> np.ndarray:
+        """Which images are classified rightly and were broken by none of these attacks, `[n]`."""
+        return self.clean & ~np.isin(self.broken_by, attacks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,54 +87,71 @@ def evaluate(
     key: jax.Array,
     logits_fn: LogitsFn,
     split: Split,
-    eps: float,
+    threat: Threat,
     *,
-    domain: tuple[float, float],
+    attacks: Mapping[str, Attack | EachTarget],
     methods: Mapping[str, Method],
-    attack_steps: int = 100,
-    attack_restarts: int = 3,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
 ) -> Evaluation:
     """Measure a classifier on a whole split.
 
+    Attacks come one after another, each on the images that are still standing, and so do methods, each on the images
+    that are neither proved nor broken; but the first method, the cheapest, has to fail on the broken ones too.
+
     Args:
-      key: random key of the attack.
+      key: random key of the attacks.
       logits_fn: `[n, ...] -> [n, classes]`, examples independent of each other.
       split: images and labels.
-      eps: l-infinity radius in pixel units.
-      domain: lowest and highest pixel.
-      methods: bounds tried in turn, cheapest first, each on the images that are still open.
-      attack_steps: of PGD.
-      attack_restarts: of PGD.
+      threat: what may be done to an image.
+      attacks: by name, cheapest first.
+      methods: bounds by name, cheapest first.
       batch_size: images on the device at a time.
       poll: called with progress after every batch; whatever it raises ends the evaluation.
 
     Raises:
-      SoundnessError: where an image is both proved and broken.
+      SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
     """
-    split = split.floats()
+    split, n = split.floats(), len(split)
     with jax.default_matmul_precision("highest"):
-        n = len(split)
-        predictions = _predict(logits_fn, split, batch_size, poll)
+        predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
+        predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"))
         clean = predictions == split.labels
-        attack = _attack_fn(key, logits_fn, domain, attack_steps, attack_restarts)
-        adversarial, attacked = _attack(attack, split, clean, eps, batch_size, poll)
+        record = attack_all(key, attacks, logits_fn, split[clean], threat, batch_size, poll)
+        standing, adversarial, seen_as = clean.copy(), split.images.copy(), predictions.copy()
+        broken_by = np.full(n, "", dtype=object)
+        standing[clean], broken_by[clean] = record.standing, record.broken_by
+        adversarial[clean], seen_as[clean] = record.adversarial, record.seen_as
+        seconds = dict(record.seconds)
         margin, proved_by = np.full(n, -np.inf), np.full(n, "", dtype=object)
-        for name, method in methods.items():
-            todo = np.flatnonzero(clean & (proved_by == ""))
-            bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, domain=domain))
+        for i, (name, method) in enumerate(methods.items()):
+            started = time.monotonic()
+            todo = np.flatnonzero(clean & (proved_by == "") & (standing | (i == 0)))
+            bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, threat))
             found = _in_batches(
                 bound,
-                [split.images[todo], split.labels[todo], np.full(len(todo), eps, np.float32)],
+                [split.images[todo], split.labels[todo], np.full(len(todo), threat.eps, np.float32)],
                 batch_size,
                 functools.partial(poll, f"certify by {name}"),
             )
             margin[todo] = np.fmax(margin[todo], found)
             proved_by[todo[found > 0]] = name  # NaN proves nothing
+            seconds[name] = time.monotonic() - started
     verified = proved_by != ""
-    _assert_sound(verified & ~attacked, eps)
-    return Evaluation(eps, predictions, clean, attacked, verified, margin, proved_by.astype(str), adversarial)
+    _assert_sound(verified & ~standing, threat.eps)
+    return Evaluation(
+        threat,
+        seconds,
+        predictions,
+        clean,
+        standing,
+        verified,
+        margin,
+        proved_by.astype(str),
+        broken_by.astype(str),
+        adversarial,
+        seen_as,
+    )
 
 
 def measure_curve(
@@ -135,7 +160,6 @@ def measure_curve(
     split: Split,
     at: Evaluation,
     *,
-    domain: tuple[float, float],
     method: Method,
     reach: float = 2.5,
     points: int = 21,
@@ -153,7 +177,6 @@ def measure_curve(
       logits_fn: as for `evaluate`.
       split: as for `evaluate`.
       at: the evaluation of this split, which the curve agrees with at its radius.
-      domain: as for `evaluate`.
       method: the bound, best the tightest.
       reach: largest radius as a multiple of the evaluation's.
       points: radii that are attacked.
@@ -164,80 +187,69 @@ def measure_curve(
     Raises:
       SoundnessError: where an image is proved at a radius at which it was broken.
     """
-    split, limit = split.floats(), reach * at.eps
+    split, eps, limit = split.floats(), at.threat.eps, reach * at.threat.eps
     grid = np.linspace(0.0, limit, points)
-    grid[np.abs(grid - at.eps).argmin()] = at.eps  # there to the bit, so that the curve agrees with the evaluation
+    grid[np.abs(grid - eps).argmin()] = eps  # there to the bit, so that the curve agrees with the evaluation
     radius = np.where(at.clean, 0.0, -1.0)
     with jax.default_matmul_precision("highest"):
         todo = np.flatnonzero(at.clean)
-        bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, domain=domain))
+        bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, at.threat))
 
-        def proved(eps: np.ndarray) -> np.ndarray:
-            arrays = [split.images[todo], split.labels[todo], eps]
+        def proved(radii: np.ndarray) -> np.ndarray:
+            arrays = [split.images[todo], split.labels[todo], radii]
             return _in_batches(bound, arrays, batch_size, functools.partial(poll, "proved radius")) > 0
 
         radius[todo] = _largest_proved(proved, len(todo), limit)
-        radius = np.where(at.verified, np.maximum(radius, at.eps), radius)
-        attack = _attack_fn(key, logits_fn, domain, attack_steps, 1)
+        radius = np.where(at.verified, np.maximum(radius, eps), radius)
         standing = at.clean.copy()
         attacked = np.empty((points, len(split)), bool)
-        for i, eps in enumerate(grid):
-            _, still = _attack(attack, split, standing, eps, batch_size, poll)
-            standing &= still
-            if eps >= at.eps:
+        for i, here in enumerate(grid):
+            rows = np.flatnonzero(standing)
+            threat = dataclasses.replace(at.threat, eps=float(here))
+            named = {f"attack at {here:.3g}": functools.partial(pgd, steps=attack_steps, restarts=1)}
+            record = attack_all(key, named, logits_fn, split[rows], threat, batch_size, poll)
+            standing[rows] = record.standing
+            if here >= eps:
                 standing &= at.attacked
             attacked[i] = standing
-            _assert_sound((radius >= eps) & ~standing, eps)
+            _assert_sound((radius >= here) & ~standing, here)
     proved = radius[None, :] >= grid[:, None]
     return Curve(grid, np.full(points, at.clean.mean()), attacked.mean(1), proved.mean(1), radius)
 
 
-def _predict(logits_fn: LogitsFn, split: Split, batch_size: int, poll: Poll) -> np.ndarray:
-    predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
-    return _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"))
+def attack_all(
+    key: jax.Array,
+    attacks: Mapping[str, Attack | EachTarget],
+    logits_fn: LogitsFn,
+    split: Split,
+    threat: Threat,
+    batch_size: int,
+    poll: Poll,
+) -> Record:
+    """What attacks do to examples that are classified rightly.
 
-
-AttackFn = Callable[..., tuple[jax.Array, jax.Array]]
-
-
-def _attack_fn(key: jax.Array, logits_fn: LogitsFn, domain: tuple[float, float], steps: int, restarts: int) -> AttackFn:
-    def attack(images: jax.Array, labels: jax.Array, eps: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        ball = linf_ball(jnp.asarray(images), _per_image(eps, images), domain)
-        batch_key = jax.random.fold_in(key, index[0])
-        found = pgd(batch_key, logits_fn, images, labels, ball, steps=steps, restarts=restarts)
-        return found, predict(found) == labels
-
-    predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
-
-    return attack
-
-
-def _attack(
-    attack: AttackFn, split: Split, standing: np.ndarray, eps: float, batch_size: int, poll: Poll
-) -> tuple[np.ndarray, np.ndarray]:
-    """Attack the images that still stand: worst inputs `[n, ...]`, and which images stand now `[n]`."""
-    adversarial, still = split.images.copy(), standing.copy()
-    todo = np.flatnonzero(standing)
-    adversarial[todo], still[todo] = _in_batches(
-        attack,
-        [split.images[todo], split.labels[todo], np.full(len(todo), eps, np.float32), todo.astype(np.int32)],
-        batch_size,
-        functools.partial(poll, f"attack at {eps:.3g}"),
-    )
-    return adversarial, still
+    Raises:
+      SoundnessError: where a point is not in its ball.
+    """
+    ball = threat.inner(split.images, np.full(len(split), threat.eps))
+    record = in_turn(key, logits_fn, split.images, split.labels, ball, attacks, batch_size=batch_size, poll=poll)
+    if (outside := threat.outside(split.images, record.adversarial)).any():
+        raise SoundnessError(
+            f"{int(outside.sum())} point(s) that an attack returned are not within {threat} of their image or not in "
+            f"the domain {threat.domain}. Please report this, or mend the attack."
+        )
+    return record
 
 
 def _smallest_margin(
     method: Method,
     logits_fn: LogitsFn,
+    threat: Threat,
     images: jax.Array,
     labels: jax.Array,
     eps: jax.Array,
-    *,
-    domain: tuple[float, float],
 ) -> jax.Array:
-    ball = linf_ball(images, _per_image(eps, images), domain)
-    return margins(method, logits_fn)(ball, labels).min(-1)
+    return margins(method, logits_fn)(threat.ball(images, eps), labels).min(-1)
 
 
 def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limit: float) -> np.ndarray:
@@ -254,27 +266,21 @@ def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limi
     return low
 
 
-def _per_image(eps: jax.Array, images: jax.Array) -> jax.Array:
-    return eps.reshape(eps.shape + (1,) * (images.ndim - 1))
-
-
 def _in_batches(
-    f: Callable[..., Any], arrays: Sequence[np.ndarray], batch_size: int, poll: Callable[[int, int], None]
-) -> Any:
-    """Apply a jitted function to batches of one size, the last one padded, and put the outputs together."""
+    f: Callable[..., jax.Array], arrays: Sequence[np.ndarray], batch_size: int, poll: Callable[[int, int], None]
+) -> np.ndarray:
+    """Apply a function to batches of one size, the last one padded, and put the outputs together."""
     n = len(arrays[0])
+    if not n:
+        out = jax.eval_shape(f, *(np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays))
+        return np.zeros((0, *out.shape[1:]), out.dtype)
     outputs = []
-    for start in range(0, max(n, 1), batch_size):
-        count = min(batch_size, n - start)
-        if count <= 0:  # nothing to do: run once on padding for the shapes
-            batch = [np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays]
-        else:
-            rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-            batch = [a[rows] for a in arrays]
-        out = jax.device_get(f(*batch))
-        outputs.append(jax.tree.map(lambda x, count=count: x[: max(count, 0)], out))
+    for start in range(0, n, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+        out = jax.device_get(f(*(a[rows] for a in arrays)))
+        outputs.append(out[: min(batch_size, n - start)])
         poll(min(start + batch_size, n), n)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+    return np.concatenate(outputs)
 
 
 def _assert_sound(both: np.ndarray, eps: float) -> None:

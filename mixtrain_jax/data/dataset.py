@@ -25,7 +25,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, where: slice) -> Split:
+    def __getitem__(self, where: slice | np.ndarray) -> Split:
         return dataclasses.replace(self, images=self.images[where], labels=self.labels[where])
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

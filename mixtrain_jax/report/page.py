@@ -38,10 +38,7 @@ def render(
         "attacked": ("attacked_accuracy", f"withstand {summary['attack']}: robust accuracy is at most this"),
         "verified": ("verified_accuracy", "are proved: robust accuracy is at least this"),
     }
-    numbers = "".join(
-        f"<div class=number>{name}<b>{summary[key]:.1%}</b><small>{html.escape(text)}</small></div>"
-        for name, (key, text) in words.items()
-    )
+    numbers = "".join(number(name, summary[key], text) for name, (key, text) in words.items())
     proved = ", ".join(f"{count} by {name}" for name, count in summary["verified_by"].items())
     body = [
         f"<h1>{html.escape(config.data)}, {html.escape(config.model)}, l-infinity eps {eps:g}</h1>",
@@ -49,23 +46,31 @@ def render(
         f"{summary['seconds']:.0f} s of training on {html.escape(summary['device'])}</p>",
         f"<div class=numbers>{numbers}</div>",
         f"<p class=caption>Proved: {html.escape(proved)}.</p>",
-        *_figures(rows, evaluation, curve, test, eps),
+        *_figures(rows, evaluation, curve, test),
         "<h2>Config</h2>",
-        _table(config.to_json()),
+        pairs(config.to_json()),
         "<h2>Provenance</h2>",
-        _table({**summary["versions"], "weights, SHA-256": summary["params_sha256"]}),
+        pairs({**summary["versions"], "weights, SHA-256": summary["params_sha256"]}),
     ]
+    return document(f"{config.data}: {summary['verified_accuracy']:.1%} verified", body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A whole page around its parts, which are HTML already."""
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(config.data)}: {summary['verified_accuracy']:.1%} verified</title>"
+        f"<title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 
 
-def _figures(
-    rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve | None, test: Split, eps: float
-) -> list[str]:
+def number(name: str, share: float, words: str) -> str:
+    """One accuracy in a frame, and what it says."""
+    return f"<div class=number>{html.escape(name)}<b>{share:.1%}</b><small>{html.escape(words)}</small></div>"
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve | None, test: Split) -> list[str]:
     try:
         from mixtrain_jax.report import plots
     except ModuleNotFoundError as error:
@@ -73,7 +78,7 @@ def _figures(
             raise
         return ["<p><em>For the plots: pip install matplotlib, then run again in a new workdir.</em></p>"]
     return [
-        *(["<h2>Accuracy against the radius</h2>", plots.accuracy_curve(curve, eps)] if curve else []),
+        *(["<h2>Accuracy against the radius</h2>", plots.accuracy_curve(curve, evaluation.threat)] if curve else []),
         "<h2>Training</h2>",
         plots.training_curves(rows),
         plots.schedules(rows),
@@ -84,6 +89,7 @@ def _figures(
     ]
 
 
-def _table(values: Mapping[str, Any]) -> str:
+def pairs(values: Mapping[str, Any]) -> str:
+    """A table of names and values."""
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in values.items())
     return f"<table>{rows}</table>"

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mixtrain_jax.certify import Curve, Evaluation
+from mixtrain_jax.certify import Curve, Evaluation, Threat
 from mixtrain_jax.data import Split
 
 CLEAN, ATTACKED, VERIFIED, NEUTRAL = "#3b6fb6", "#d9822b", "#2f8f5b", "#777777"
@@ -57,7 +57,7 @@ def schedules(rows: Sequence[Mapping[str, Any]]) -> str:
         return svg(figure)
 
 
-def accuracy_curve(curve: Curve, eps: float) -> str:
+def accuracy_curve(curve: Curve, threat: Threat) -> str:
     """Clean, attacked and verified accuracy against the radius, what lies between the two shaded."""
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(10, 3.8), layout="constrained")
@@ -69,8 +69,8 @@ def accuracy_curve(curve: Curve, eps: float) -> str:
         axes.plot(curve.eps, curve.clean, color=CLEAN, label="clean")
         axes.plot(grid, attacked, color=ATTACKED, label="attacked (upper bound)")
         axes.plot(grid, verified, color=VERIFIED, label="verified (lower bound): certified radius")
-        axes.axvline(eps, color=NEUTRAL, lw=0.8, ls=":")
-        axes.set(xlabel="eps, l-infinity, pixel units", ylabel="accuracy", ylim=(0, 1.02))
+        axes.axvline(threat.eps, color=NEUTRAL, lw=0.8, ls=":")
+        axes.set(xlabel=f"eps, {threat.name}, pixel units", ylabel="accuracy", ylim=(0, 1.02))
         axes.margins(x=0)
         axes.set_title(f"First {len(curve.radius):,} test images: robust accuracy lies in the grey band")
         axes.legend(loc="lower left")
@@ -88,6 +88,26 @@ def image_grid(split: Split, evaluation: Evaluation, count: int = 40) -> str:
                 _image(axis, split, evaluation, i)
             else:
                 axis.axis("off")
+        return svg(figure)
+
+
+def broken_images(split: Split, evaluation: Evaluation, count: int = 20) -> str:
+    """The first images that were broken: as they are, the change, and as they were broken."""
+    split = split.floats()
+    rows = np.flatnonzero(evaluation.broken_by != "")[:count]
+    low, high = evaluation.threat.domain
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(3, len(rows), figsize=(max(2.0, 0.75 * len(rows)), 2.9), squeeze=False)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08, hspace=0.3)
+        for column, i in zip(axes.T, rows, strict=True):
+            change = evaluation.adversarial[i] - split.images[i]
+            shown = (split.images[i], 0.5 + 0.5 * change / max(np.abs(change).max(), 1e-9), evaluation.adversarial[i])
+            words = (f"is {split.labels[i]}", "", f"as {evaluation.seen_as[i]}")
+            for axis, image, text, limits in zip(column, shown, words, [(low, high), (0, 1), (low, high)], strict=True):
+                image = (image - limits[0]) / (limits[1] - limits[0])
+                axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+                axis.set(xticks=[], yticks=[])
+                axis.set_title(text, fontsize=7, pad=2)
         return svg(figure)
 
 

@@ -20,9 +20,11 @@ import optax
 
 import mixtrain_jax
 from mixtrain_jax import certify, data, mixing, models
-from mixtrain_jax.checkpoints import Checkpoints, fingerprint
-from mixtrain_jax.config import Config
-from mixtrain_jax.errors import ConfigError, NonFiniteError
+from mixtrain_jax.attacks import pgd
+from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.config import Config, of_run
+from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Feed, make_feed
@@ -248,14 +250,49 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
 
 def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     """The newest whole checkpoint, or the state that training starts from."""
-    none = None
-    if setup.config.choose == "best":  # a copy, for the first step takes the memory of the state that it is given
-        none = Best(np.int64(0), np.float64(0), jax.tree.map(jnp.copy, setup.initial.params))
-    start = Saved(np.int64(0), np.float64(0), setup.initial, none)
+    start = untrained(setup)
     saved = checkpoints.restore(start, display.note)
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
     return saved or start
+
+
+def untrained(setup: Setup) -> Saved:
+    """What a checkpoint of step 0 would hold."""
+    none = None
+    if setup.config.choose == "best":  # a copy, for the first step takes the memory of the state that it is given
+        none = Best(np.int64(0), np.float64(0), jax.tree.map(jnp.copy, setup.initial.params))
+    return Saved(np.int64(0), np.float64(0), setup.initial, none)
+
+
+def trained(workdir: Path, display: Display, data_dir: Path | None = None) -> tuple[Setup, Any]:
+    """The setup of a run that was trained before, and the parameters that its config chooses.
+
+    Args:
+      workdir: folder of the run.
+      display: shows what happens.
+      data_dir: as for `run`.
+
+    Raises:
+      ConfigError: where this is no run folder.
+      CheckpointError: where it holds no whole checkpoint.
+      DataError: where the data are missing or damaged.
+    """
+    config = of_run(workdir)
+    setup = prepare(config, data.load(config.data, data_dir, display.progress))
+    folder = RunDir(workdir)
+    with folder.opened(config):  # a run in progress is left alone
+        saved = Checkpoints(folder.checkpoints).restore(untrained(setup), display.note)
+    if saved is None:
+        raise CheckpointError(f"{workdir} holds no checkpoint yet; train it first.")
+    return setup, chosen(saved)[1]
+
+
+def chosen(saved: Saved) -> tuple[int, Any]:
+    """The step and the parameters that are certified: the best ones where the config asks for them, else the last."""
+    if saved.best is not None and saved.best.step:
+        return int(saved.best.step), saved.best.params
+    return int(saved.step), saved.state.params
 
 
 def refuse_non_finite(state: TrainState, checkpoints: Checkpoints) -> None:
@@ -351,9 +388,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
       SoundnessError: where an image is both proved and broken.
     """
     config, dataset = setup.config, setup.dataset
-    step, params = int(saved.step), saved.state.params
-    if saved.best is not None and saved.best.step:
-        step, params = int(saved.best.step), saved.best.params
+    step, params = chosen(saved)
     logits_fn = functools.partial(setup.apply, params)
 
     def poll(what: str, done: int, total: int) -> None:
@@ -365,16 +400,21 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     display.note(f"Measuring on the {len(dataset.test)} test images.")
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     methods = certify.methods(config.certify)
-    common = {"domain": dataset.domain, "attack_steps": config.attack_steps, "poll": poll}
-    evaluation = certify.evaluate(
-        key, logits_fn, dataset.test, config.eps, methods=methods, attack_restarts=config.attack_restarts, **common
-    )
+    attacks = {"pgd": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
+    threat = certify.Threat(config.eps, dataset.domain)
+    evaluation = certify.evaluate(key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll)
     curve = None
     if few := min(config.curve_examples, len(dataset.test)):
         # The bound that proved most: tighter ones have little to add, and a radius takes a dozen bounds to find.
         method = methods[max(methods, key=lambda name: (evaluation.proved_by == name).sum())]
         curve = certify.measure_curve(
-            key, logits_fn, dataset.test[:few], evaluation.first(few), method=method, **common
+            key,
+            logits_fn,
+            dataset.test[:few],
+            evaluation.first(few),
+            method=method,
+            attack_steps=config.attack_steps,
+            poll=poll,
         )
     summary = {
         **evaluation.accuracies(),

@@ -34,8 +34,8 @@ class RunDir:
           ConfigError: where it holds a run of another config, is no folder, or cannot be written.
           MixtrainError: where another process trains in it.
         """
+        self.make()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until the run ends
         except OSError as error:
             raise ConfigError(
@@ -55,6 +55,17 @@ class RunDir:
             lock.flush()
             self._claim(config)
             yield
+
+    def make(self) -> None:
+        """Create the folder if needed.
+
+        Raises:
+          ConfigError: where it is no folder, or cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"Cannot use {self.path} as a folder: {error.strerror}. Choose another.") from error
 
     def _claim(self, config: Config) -> None:
         path = self.path / "config.json"

@@ -1,0 +1,147 @@
+"""Many attacks on many examples, each attack on what the ones before it left."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mixtrain_jax.attacks.geometry import check_ball
+from mixtrain_jax.attacks.objectives import likeliest, margin
+from mixtrain_jax.attacks.search import Attack, LogitsFn, stepwise
+from mixtrain_jax.bounds import BoundsError, Interval
+
+Poll = Callable[[str, int, int], None]  # (which attack, its runs done, its runs in all); may raise to stop
+
+
+class EachTarget(NamedTuple):
+    """An attack that takes `targets`, to be run once at each of the likeliest wrong classes."""
+
+    attack: Callable[..., jax.Array]
+    classes: int = 9  # at most; all wrong ones where there are fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What attacks did to every example."""
+
+    adversarial: (
+        np.ndarray
+    )  # [n, ...]: the input of the lowest margin met; the example itself where it was wrong before
+    seen_as: np.ndarray  # [n]: class that the network takes it for
+    broken_by: np.ndarray  # [n], str: "clean" where it was wrong before, else the attack; "" where it stands
+    seconds: dict[str, float]  # spent in each attack, in order, compilation included
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks that were run, in order."""
+        return tuple(self.seconds)
+
+    @property
+    def standing(self) -> np.ndarray:
+        """Examples that are classified rightly under all attacks, bool `[n]`."""
+        return self.broken_by == ""
+
+
+def in_turn(
+    key: jax.Array,
+    logits_fn: LogitsFn,
+    x: ArrayLike,
+    labels: ArrayLike,
+    ball: Interval,
+    attacks: Mapping[str, Attack | EachTarget],
+    *,
+    batch_size: int = 128,
+    poll: Poll = lambda what, done, total: None,
+) -> Record:
+    """Run attacks one after the other, each on the examples that are still standing.
+
+    A run is one attack on one example, at one target where it has targets. Runs wait in a queue and go to the device in
+    batches of exactly `batch_size`, the last ones padded, so that nothing is compiled twice and memory does not depend
+    on `n`; those of examples that fell meanwhile are dropped from the queue. Whether an example fell is not for the
+    attack to say: what it returns is classified anew.
+
+    It looks at values between batches, so it does not run inside `jax.jit`.
+
+    Args:
+      key: a random key.
+      logits_fn: `[n, ...] -> [n, classes]`, examples independent of each other; hashable.
+      x: inputs `[n, ...]` in `ball`.
+      labels: integer labels `[n]`.
+      ball: where the attacks may go, the domain included: a box, or a Euclidean ball for each example.
+      attacks: by name, cheapest first.
+      batch_size: runs on the device at a time.
+      poll: called after every batch with the name of the attack, its runs that are done or dropped, and all its runs;
+        whatever it raises ends the attack.
+
+    Raises:
+      BoundsError: inside `jax.jit`, or where the ball is none that attacks know.
+    """
+    check_ball(ball)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, x, labels, ball))):
+        raise BoundsError("Attacks in turn look at values and can't run inside jax.jit; call them outside.")
+    images, labels = np.asarray(x), np.asarray(labels)
+    ball, n = jax.tree.map(np.asarray, ball), len(images)
+    _, (look,) = stepwise(_looking, logits_fn, arrays=images)
+
+    def looked(points: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Margins `[rows]`, classes `[rows]` and wrong ones, likeliest first, of a batch of points."""
+        return jax.device_get(look(points, labels[rows]))
+
+    adversarial, least, seen_as, likeliest_first = images.copy(), np.empty(n, images.dtype), labels.copy(), []
+    for start in range(0, n, batch_size):
+        rows = np.arange(start, min(start + batch_size, n))
+        padded = _padded(rows, batch_size)
+        found = [part[: len(rows)] for part in looked(images[padded], padded)]
+        least[rows], seen_as[rows] = found[:2]
+        likeliest_first.append(found[2])
+    broken_by, seconds = np.where(seen_as == labels, "", "clean").astype(object), {}
+    targets = np.concatenate(likeliest_first) if n else np.empty((0, 1), labels.dtype)
+
+    for number, (name, attack) in enumerate(attacks.items()):
+        started, attack_key = time.monotonic(), jax.random.fold_in(key, number)
+        each = attack if isinstance(attack, EachTarget) else None
+        run = attack.attack if isinstance(attack, EachTarget) else attack
+        standing = np.flatnonzero(broken_by == "")
+        ranks = min(each.classes, targets.shape[1]) if each else 1
+        queue, rank = np.tile(standing, ranks), np.repeat(np.arange(ranks), len(standing))
+        total, batch = len(queue), 0
+        while len(queue):
+            places = _padded(np.arange(min(len(queue), batch_size)), batch_size)
+            rows, count = queue[places], min(len(queue), batch_size)
+            aim = {"targets": targets[rows, rank[places]]} if each else {}
+            parts = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (images, labels, ball))
+            met = np.asarray(run(jax.random.fold_in(attack_key, batch), logits_fn, *parts, **aim))
+            margins, classes, _ = (part[:count] for part in looked(met, rows))
+            met, rows, batch = met[:count], rows[:count], batch + 1
+            wrong = classes != labels[rows]
+            order = np.argsort(-margins, kind="stable")  # the lowest of an example last, which an assignment keeps
+            order = order[wrong[order] | (margins[order] < least[rows[order]])]
+            adversarial[rows[order]], least[rows[order]] = met[order], margins[order]
+            seen_as[rows[order]] = classes[order]
+            broken_by[rows[wrong]] = name
+            left = broken_by[queue] == ""
+            left[:count] = False
+            queue, rank = queue[left], rank[left]
+            poll(name, total - len(queue), total)
+        seconds[name] = time.monotonic() - started
+    return Record(adversarial, seen_as, broken_by.astype(str), seconds)
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    return rows[np.minimum(np.arange(size), len(rows) - 1)]
+
+
+def _looking(logits_fn: LogitsFn) -> tuple[Callable[..., Any]]:
+    def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits = logits_fn(points)
+        seen_as = jnp.argmax(logits, -1).astype(labels.dtype)
+        return -margin(logits, labels), seen_as, likeliest(logits, labels, logits.shape[-1])
+
+    return (look,)

@@ -1,0 +1,172 @@
+"""ONNX files as JAX functions.
+
+Our own importer, of feed-forward classifiers only. The package that runs ONNX models on JAX, jaxonnxruntime 0.3 of
+2023, still imports beside jax 0.10 to 0.12, but lacks Relu of opset 13, Flatten and Shape of 21, Gelu and
+LayerNormalization, fails on Clip, and cannot compile shapes that are computed. No other was found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixtrain_jax.errors import ModelError
+from mixtrain_jax.foreign.model import Model, checked, first_line
+from mixtrain_jax.foreign.onnx_graph import Graph, Node, read_graph
+from mixtrain_jax.foreign.onnx_ops import KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
+
+MAX_BYTES = 2**30
+_MAX_ENTRIES = 2**26  # of a value, for each image
+_MAX_KNOWN_TOTAL = 16 * MAX_KNOWN
+_SUPPORTED = frozenset({*OPERATIONS, "Constant"})
+_TYPES = {"float32": "tensor(float)", "float64": "tensor(double)"}  # as schemas call them; others: tensor(dtype)
+
+Values = dict[str, Any]
+
+
+def load_onnx(
+    path: Path | str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    layout: Literal["declared", "nhwc"] = "declared",
+    max_bytes: int = MAX_BYTES,
+) -> Model:
+    """Read a feed-forward classifier: one input of float32 images, one output of logits, opset 13 to 21.
+
+    The parameters are the float32 weights by their names in the file; scalars and integers are part of the function.
+    Where the file fixes the batch to b images, any multiple of b can be given, and each b of them are computed by
+    themselves.
+
+    Files are not trusted: damaged ones, those that ask for much memory, and weights outside the file's folder are
+    refused. Reading computes nothing but shapes; how long `apply` takes is up to the network.
+
+    Args:
+      path: the file. Weights beside it are read from its folder alone.
+      shape: of one image in the file's own layout, for the dimensions that it leaves open.
+      layout: "declared" for images in the layout of the file, for PyTorch's exports `[n, channels, height, width]`;
+        "nhwc" for images `[n, height, width, channels]`, transposed at the entrance to what the file wants.
+      max_bytes: of the file, and of the weights beside it.
+
+    Returns:
+      A model whose `apply` is compiled and can be bounded, attacked and differentiated.
+
+    Raises:
+      ModelError: where the file is missing, damaged, too large, not supported, or no map from images to logits; by
+        `apply`, where images do not fit.
+    """
+    path = Path(path)
+    graph = read_graph(path, _SUPPORTED, max_bytes)
+    if layout not in ("declared", "nhwc"):
+        raise ModelError(f'layout must be "declared" or "nhwc", got {layout!r}.')
+    if layout == "nhwc" and len(graph.shape) != 4:
+        raise ModelError(f'{path} takes images of shape {list(graph.shape)}; layout="nhwc" wants 4 dimensions.')
+    declared = graph.shape[1:]
+    if shape is not None and not _fits(shape, declared):
+        raise ModelError(f"{path} declares images of shape {_shown(declared)}, which {list(shape)} does not fit.")
+    image = declared if shape is None else tuple(shape)
+    params, constants = _parted(graph)
+    batch = graph.shape[0]
+    nhwc = layout == "nhwc"
+
+    def compute(params: Values, images: jax.Array) -> jax.Array:
+        logits = _run(graph, {**constants, **params}, images, path)
+        if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+            raise ModelError(f"{path} maps images {list(images.shape)} to {list(logits.shape)}, expected [n, classes].")
+        return logits
+
+    @jax.jit  # so that shapes are checked before anything is computed
+    def apply(params: Values, images: jax.Array) -> jax.Array:
+        images = jnp.asarray(images)
+        if nhwc and images.ndim == 4:
+            images = images.transpose(0, 3, 1, 2)
+        if images.dtype != jnp.float32 or not images.ndim or not _fits(images.shape[1:], image):
+            raise ModelError(
+                f"{path} takes float32 images [n, {_shown(image)[1:]}, got {images.dtype}{list(images.shape)}"
+                f"{' after the transpose of layout nhwc' if nhwc else ''}."
+            )
+        n = images.shape[0]
+        if batch is None or n == batch:
+            return compute(params, images)
+        if n % batch:
+            raise ModelError(f"{path} takes {batch} images at a time; {n} is no multiple of that.")
+        groups = images.reshape((n // batch, batch, *images.shape[1:]))
+        logits = jax.vmap(lambda group: compute(params, group))(groups)
+        return logits.reshape((n, logits.shape[-1]))
+
+    seen = (*image[1:], image[0]) if nhwc else image
+    return checked(Model(apply, params, str(path), seen, None), count=3 if batch is None else 2 * batch)
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(declared) and all(
+        size == wanted or wanted is None for size, wanted in zip(shape, declared, strict=True)
+    )
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+
+
+def _parted(graph: Graph) -> tuple[Values, Values]:
+    """Parameters, and what must be known when the graph is traced."""
+    known = {name for node in graph.nodes for i, name in enumerate(node.inputs) if i in KNOWN_INPUTS.get(node.op, ())}
+    params, constants = {}, {}
+    for name, value in graph.initializers.items():
+        if value.dtype == np.float32 and value.ndim and name not in known:
+            params[name] = jnp.asarray(value)
+        else:
+            constants[name] = value
+    return params, constants
+
+
+def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Array:
+    values[graph.input] = images
+    limit, known = _MAX_ENTRIES * max(len(images), 1), 0
+    for node in graph.nodes:
+        outputs = _compute(node, [values[name] if name else None for name in node.inputs])
+        for name, value in zip(node.outputs, outputs, strict=False):
+            known += value.size if is_known(value) else 0
+            if value.size > limit or known > _MAX_KNOWN_TOTAL:
+                raise ModelError(f"{node.where} makes an array of shape {list(value.shape)}: too large, refused.")
+            values[name] = value
+    logits = values[graph.output]
+    if is_known(logits):
+        raise ModelError(f"{path}: the output does not depend on the images.")
+    return logits
+
+
+def _compute(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
+    """The outputs of a node. What jax or NumPy say of shapes that do not fit is told as of this node."""
+    _check_types(node, inputs)
+    wanted = [i for i, name in enumerate(node.outputs) if name]
+    more = {"outputs": len(node.outputs)} if node.op == "Split" else {}
+    if not more and wanted != [0]:
+        raise ModelError(f"{node.where} has outputs {list(node.outputs)}; only the first one is supported.")
+    try:
+        with np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("strict"):
+            result = OPERATIONS[node.op](node.attributes, *inputs, **more)
+    except ModelError as error:
+        raise ModelError(f"{node.where}: {error}.") from None
+    except Exception as error:
+        shapes = [None if x is None else list(x.shape) for x in inputs]
+        raise ModelError(f"{node.where} cannot take inputs of shapes {shapes}: {first_line(error)}") from error
+    result = result if isinstance(result, tuple) else (result,)
+    if any(not is_known(x) and x.dtype != jnp.float32 for x in result):
+        raise ModelError(
+            f"{node.where} makes {result[0].dtype} of what depends on the images; only float32 is supported."
+        )
+    return result
+
+
+def _check_types(node: Node, inputs: list[Any]) -> None:
+    shared: dict[str, str] = {}
+    for x, (allowed, kind) in zip(inputs, node.types, strict=True):
+        if x is None:
+            continue
+        found = _TYPES.get(str(x.dtype), f"tensor({x.dtype})")
+        if found not in allowed or shared.setdefault(kind, found) != found:
+            raise ModelError(f"{node.where} cannot take an input of type {found}.")

@@ -1,0 +1,217 @@
+"""The judge on a model that a command line names: from its file to its report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from mixtrain_jax import certify as certify_lib
+from mixtrain_jax import data, foreign
+from mixtrain_jax.certify import METHODS, Judgement, Threat
+from mixtrain_jax.errors import CertificateError, ConfigError
+from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.report import judgement as report
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.training import run
+from mixtrain_jax.training.rundir import RunDir
+
+
+class Source(NamedTuple):
+    """Where a model and its images come from; the fields are those of the command line."""
+
+    model: str
+    data: str | None = None
+    data_dir: Path | None = None
+    params: Path | None = None
+    per_example: bool = False
+
+
+class Subject(NamedTuple):
+    """A model, and the data that it is judged on."""
+
+    apply: Any
+    params: Any
+    name: str
+    dataset: data.Dataset
+    eps: float | None  # that it was trained for, where that is known
+
+
+def judge(
+    source: Source,
+    display: Display,
+    *,
+    eps: float | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+    examples: int = 1000,
+    attacks: str = "strong",
+    certify: Sequence[str] = METHODS,
+    curve_examples: int = 100,
+    batch_size: int = 128,
+    seed: int = 0,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Judge a model on the first test images, write the report, and return its numbers.
+
+    Args:
+      source: the model and its data.
+      display: shows what happens.
+      eps: radius in pixel units; by default that of the run.
+      norm: of the ball.
+      examples: how many of the first test images; 0 for all.
+      attacks: name of a `certify.suite`.
+      certify: names of bounds, cheapest first.
+      curve_examples: as for `certify.judge`.
+      batch_size: as for `certify.judge`.
+      seed: of the attacks.
+      out: folder of the report; by default `judgements/NAME-NORM-EPS`.
+
+    Raises:
+      MixtrainError: one of its kinds, each with the exit code of the command line; the message says what to do.
+    """
+    if examples < 0 or curve_examples < 0 or batch_size < 1:
+        raise ConfigError(
+            f"judge wants examples and curve_examples of 0 or more and a batch_size of 1 or more, "
+            f"got {examples}, {curve_examples} and {batch_size}."
+        )
+    subject = load(source, display)
+    radius = subject.eps if eps is None else eps
+    if radius is None:
+        raise ConfigError(f"judge wants --eps for {source.model}, which is no run folder.")
+    threat = Threat(radius, subject.dataset.domain, norm)
+    split = subject.dataset.test[: examples or len(subject.dataset.test)].floats()
+    folder = RunDir(out or Path("judgements") / f"{subject.name}-{norm}-{threat.eps:g}")
+    display.note(f"Judging {subject.name} on {len(split)} images of {subject.dataset.name}, {threat}.")
+    methods = certify_lib.methods(certify)
+    found = certify_lib.judge(
+        subject.apply,
+        subject.params,
+        split,
+        threat,
+        key=jax.random.key(seed),
+        attacks=certify_lib.suite(attacks, threat),
+        methods=methods,
+        curve_examples=curve_examples,
+        batch_size=batch_size,
+        poll=display.progress,
+    )
+    about = {
+        "model": subject.name,
+        "data": subject.dataset.name,
+        "seed": seed,
+        "attacks": attacks,
+        "params_sha256": fingerprint(subject.params),
+        "device": run.device(),
+        **run.versions(),
+    }
+    numbers = {**report.to_json(found, split), **about}
+    folder.make()
+    if norm == "linf" and methods:
+        _write_certificates(folder, found, subject, split, display)
+    folder.write("adversarial.npz", _adversarial(found))
+    folder.write("robustbench.json", _json(report.robustbench(numbers, subject.name, subject.dataset.name)))
+    folder.write("report.html", report.render(found, numbers, split, about))
+    folder.write("judgement.json", _json(numbers))
+    report.show(display.console, numbers)
+    display.note(f"Report: {folder.path / 'report.html'}")
+    return numbers
+
+
+def verify(file: Path, source: Source, display: Display, *, examples: int = 0) -> bool:
+    """Check a file of certificates against a model and its data, and show what became of them.
+
+    Args:
+      file: the certificates.
+      source: the model and its data.
+      display: shows what happens.
+      examples: how many of the first certificates; 0 for all.
+
+    Returns:
+      Whether all of them hold.
+
+    Raises:
+      MixtrainError: one of its kinds; the message says what to do.
+    """
+    certificates = certify_lib.read(file)
+    subject = load(source, display)
+    indices = [record.index for record in certificates.records][: examples or None]
+    split = subject.dataset.test[: certificates.header.images]
+    checked = certify_lib.verify(
+        certificates, subject.apply, subject.params, split, indices=indices, poll=display.progress
+    )
+    report.show_check(display.console, checked)
+    return bool(checked.accepted.all())
+
+
+def load(source: Source, display: Display) -> Subject:
+    """Read the model and its data.
+
+    Raises:
+      ConfigError: where an option is missing.
+      ModelError: where the model cannot be read.
+      DataError: where the data are missing or damaged.
+    """
+    folder = Path(source.model)
+    if (folder / "config.json").exists():
+        setup, params = run.trained(folder, display, source.data_dir)
+        dataset = setup.dataset
+        if source.data not in (None, dataset.name):
+            dataset = data.load(str(source.data), source.data_dir, display.progress)
+        return Subject(setup.apply, params, folder.name, dataset, setup.config.eps)
+    if folder.is_dir():
+        raise ConfigError(f"{folder} is no run folder: it has no config.json.")
+    if source.data is None:
+        raise ConfigError(f"judge wants --data for {source.model}, which is no run folder.")
+    dataset = data.load(source.data, source.data_dir, display.progress)
+    shape = dataset.test.images.shape[1:]
+    if source.model.endswith(".onnx") and _has_channels_first(source.model, shape):
+        model = foreign.load_onnx(source.model, shape=(shape[-1], *shape[:-1]), layout="nhwc")
+    else:
+        model = foreign.load_model(source.model, shape=shape, params=source.params, per_example=source.per_example)
+    if model.classes != dataset.classes:
+        raise ConfigError(f"{model.name} has {model.classes} classes, but {dataset.name} has {dataset.classes}.")
+    return Subject(model.apply, model.params, Path(model.name).stem, dataset, None)
+
+
+def _write_certificates(
+    folder: RunDir, found: Judgement, subject: Subject, split: data.Split, display: Display
+) -> None:
+    try:
+        certificates = certify_lib.certificates_of(found.evaluation, subject.apply, subject.params, split)
+    except CertificateError as error:  # the numbers hold all the same
+        display.note(f"No certificates are written: {error}")
+    else:
+        folder.write("certificates.jsonl", certify_lib.text(certificates))
+
+
+def _has_channels_first(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether an ONNX file wants images of this shape with their channels in front, as PyTorch's exports do."""
+    declared = foreign.load_onnx(path).shape
+    return (
+        declared is not None
+        and all(size in (None, wanted) for size, wanted in zip(declared, (shape[-1], *shape[:-1]), strict=False))
+        and declared != shape
+    )
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _adversarial(found: Judgement) -> bytes:
+    """The points that broke images, and which ones, as the bytes of an `.npz` file."""
+    rows = np.flatnonzero(found.evaluation.broken_by != "")
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        index=rows,
+        adversarial=found.evaluation.adversarial[rows],
+        seen_as=found.evaluation.seen_as[rows],
+        broken_by=found.evaluation.broken_by[rows],
+    )
+    return buffer.getvalue()

@@ -1,0 +1,106 @@
+"""The judge and the check of certificates as their users call them."""
+
+import json
+
+import jax
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mixtrain_jax import cli
+
+QUICK = ["--attacks", "customary", "--certify", "ibp", "--curve-examples", "0", "--examples", "40"]
+TINY = ["--epochs", "4", "--width", "16", "--attack-steps", "2", "--attack-restarts", "1", "--points", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judging")
+    with jax.numpy_dtype_promotion("standard"):  # which optax wants
+        assert cli.main(["train", "digits", *TINY, "--certify", "ibp", "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def judged(trained):
+    assert cli.main(["judge", str(trained), *QUICK, "--eps", "0.02", "--out", str(trained / "judged")]) == 0
+    return trained / "judged"
+
+
+def test_a_run_is_judged_into_a_folder(judged):
+    numbers = json.loads((judged / "judgement.json").read_text())
+    assert 0 < numbers["verified_accuracy"] <= numbers["attacked_accuracy"] <= numbers["clean_accuracy"] <= 1
+    assert (numbers["eps"], numbers["norm"], numbers["examples"], numbers["data"]) == (0.02, "linf", 40, "digits")
+    assert numbers["versions" if "versions" in numbers else "jax"]
+    assert json.loads((judged / "robustbench.json").read_text())["verifier"] == "ibp"
+    assert "<svg" in (judged / "report.html").read_text() or not numbers["broken_by"]
+    with np.load(judged / "adversarial.npz", allow_pickle=False) as broken:
+        assert len(broken["index"]) == sum(numbers["broken_by"].values()) == len(broken["adversarial"])
+    lines = (judged / "certificates.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + numbers["verified_by"]["ibp"]
+
+
+def test_its_certificates_hold_and_a_changed_one_does_not(judged, trained, tmp_path, capsys):
+    file = judged / "certificates.jsonl"
+    assert cli.main(["verify-certificate", str(file), "--model", str(trained)]) == 0
+    assert "certificates hold, recomputed in float64" in capsys.readouterr().out
+    changed = file.read_text().splitlines()
+    entry = json.loads(changed[1])
+    changed[1] = json.dumps({**entry, "margin": entry["margin"] * 2}, sort_keys=True)
+    (tmp_path / "changed").write_text("\n".join(changed) + "\n")
+    assert cli.main(["verify-certificate", str(tmp_path / "changed"), "--model", str(trained)]) == 1
+    assert "1 rejected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    weights = numpy_helper.from_array(rng.normal(size=(64, 10)).astype(np.float32), "w")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
+    shape = ["n", 1, 8, 8] if first else ["n", 8, 8, 1]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    out = tmp_path / "out"
+    assert cli.main(["judge", str(path), *QUICK, "--data", "digits", "--eps", "0.01", "--out", str(out)]) == 0
+    numbers = json.loads((out / "judgement.json").read_text())
+    assert numbers["model"] == "net"
+    # An attack and a bound of a linear network agree but for roundings.
+    assert numbers["verified_accuracy"] == pytest.approx(numbers["attacked_accuracy"], abs=1 / 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["judge", "nothing.onnx"], 2, "judge wants --data for nothing.onnx"),
+        (["judge", "nothing.onnx", "--data", "digits", "--eps", "0.1"], 1, "nothing.onnx"),
+        (["judge", "os:path", "--data", "digits", "--eps", "0.1"], 1, "os:path"),
+        (["judge", "RUN", "--eps", "-1"], 2, "eps >= 0, got -1"),
+        (["judge", "RUN", "--examples", "-1"], 2, "examples and curve_examples of 0 or more"),
+        (["judge", "."], 2, "no run folder"),
+        (["verify-certificate", "nothing.jsonl", "--model", "RUN"], 1, "nothing.jsonl"),
+        (["nonsense"], 2, "usage: mixtrain COMMAND"),
+    ],
+)
+def test_errors_name_what_is_wrong(arguments, code, message, trained, capsys):
+    assert cli.main([str(trained) if word == "RUN" else word for word in arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_help_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    assert cli.main(["--version"]) == 0
+    with pytest.raises(SystemExit) as done:
+        cli.main(["judge", "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("verify-certificate", "mixtrain_jax 0", "--attacks", "--norm", "judgements/NAME-NORM-EPS"):
+        assert word in text

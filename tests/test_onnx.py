@@ -1,0 +1,632 @@
+import os
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import mutated_onnx as files
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import mixtrain_jax as mt
+from mixtrain_jax.attacks import pgd
+from mixtrain_jax.errors import ModelError
+from mixtrain_jax.foreign import load_onnx, onnx_graph, onnx_model
+
+OPSETS = (13, 17, 21)
+SMALL, WIDE = (3, 2, 6, 7), (3, 8)
+
+
+def saved(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    return path
+
+
+def classifier(nodes, weights, shape, opset):
+    """Nodes from `images` to `out`, with their entries as logits: bounds and the importer want `[n, classes]`."""
+    nodes = [*nodes, helper.make_node("Flatten", ["out"], ["logits"], axis=1)]
+    return files.graph(nodes, weights, ["n", *shape[1:]], opset)
+
+
+def assert_as_onnxruntime(model, images, tmp_path, **options):
+    theirs = files.reference(model.SerializeToString(), images)
+    assert theirs is not None, "the test's own model is not valid"
+    ours = load_onnx(saved(model, tmp_path), **options)
+    with jax.disable_jit():
+        found = np.asarray(ours.apply(ours.params, images))
+    assert files.agree(found, theirs), f"{np.abs(found - theirs).max()} off"
+    return ours
+
+
+def normal(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def integers(*values):
+    return np.array(values, np.int64)
+
+
+def scalar(value):
+    return np.array(value, np.float32)
+
+
+# name: operator, shape of the images, other inputs, attributes, first opset
+CASES = {
+    **{op: (op, WIDE, {}, {}, 13) for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Erf", "Exp", "Abs")},
+    **{op: (op, WIDE, {}, {}, 13) for op in ("Neg", "Identity", "Elu", "Selu", "LeakyRelu", "HardSigmoid", "Celu")},
+    **{op: (op, WIDE, {}, {}, 13) for op in ("Reciprocal", "Softmax", "LogSoftmax", "Dropout", "Log", "Sqrt")},
+    "HardSwish": ("HardSwish", WIDE, {}, {}, 14),
+    "Mish": ("Mish", WIDE, {}, {}, 18),
+    "Gelu": ("Gelu", WIDE, {}, {}, 20),
+    "Gelu tanh": ("Gelu", WIDE, {}, {"approximate": "tanh"}, 20),
+    "LeakyRelu steep": ("LeakyRelu", WIDE, {}, {"alpha": 0.3}, 13),
+    "Elu alpha": ("Elu", WIDE, {}, {"alpha": 0.3}, 13),
+    "Celu alpha": ("Celu", WIDE, {}, {"alpha": 0.3}, 13),
+    "Selu gamma": ("Selu", WIDE, {}, {"alpha": 0.3, "gamma": 2.0}, 13),
+    "HardSigmoid alpha": ("HardSigmoid", WIDE, {}, {"alpha": 0.7, "beta": 0.1}, 13),
+    "PRelu scalar": ("PRelu", WIDE, {"w": scalar(0.2)}, {}, 13),
+    "PRelu channels": ("PRelu", SMALL, {"w": normal((2, 1, 1))}, {}, 13),
+    "Softmax axis": ("Softmax", SMALL, {}, {"axis": 1}, 13),
+    "LogSoftmax axis": ("LogSoftmax", SMALL, {}, {"axis": -2}, 13),
+    "Add": ("Add", SMALL, {"w": normal((2, 1, 7))}, {}, 13),
+    "Sub": ("Sub", SMALL, {"w": normal((7,))}, {}, 13),
+    "Mul": ("Mul", SMALL, {"w": scalar(3.0)}, {}, 13),
+    "Div": ("Div", SMALL, {"w": 2 + normal((1, 2, 1, 1)) ** 2}, {}, 13),
+    "Sum": ("Sum", WIDE, {"w": normal(8), "v": normal((1, 8))}, {}, 13),
+    "Max": ("Max", WIDE, {"w": normal(8), "v": scalar(0.1)}, {}, 13),
+    "Min": ("Min", WIDE, {"w": normal((1, 1))}, {}, 13),
+    "Pow square": ("Pow", WIDE, {"w": scalar(2.0)}, {}, 13),
+    "Pow cube": ("Pow", WIDE, {"w": integers(3)}, {}, 13),
+    "Pow root": ("Pow", WIDE, {"w": np.array([0.5], np.float32)}, {}, 13),
+    "Pow each": ("Pow", WIDE, {"w": np.arange(8, dtype=np.float32) / 2}, {}, 13),
+    "Clip": ("Clip", WIDE, {"lo": scalar(-0.5), "hi": scalar(0.7)}, {}, 13),
+    "Clip below": ("Clip", WIDE, {"lo": scalar(-0.5)}, {}, 13),
+    "Clip above": ("Clip", WIDE, {"": None, "hi": scalar(0.5)}, {}, 13),
+    "Where": ("Where", WIDE, {"<": np.arange(8) % 3 == 0, "w": normal(8)}, {}, 13),
+    "MatMul": ("MatMul", SMALL, {"w": normal((7, 3))}, {}, 13),
+    "MatMul batched": ("MatMul", SMALL, {"w": normal((2, 7, 3))}, {}, 13),
+    "Gemm": ("Gemm", WIDE, {"w": normal((8, 4)), "b": normal(4)}, {}, 13),
+    "Gemm all": ("Gemm", WIDE, {"w": normal((4, 8)), "b": scalar(2.0)}, {"alpha": 0.5, "beta": -2.0, "transB": 1}, 13),
+    "BatchNormalization": (
+        "BatchNormalization",
+        SMALL,
+        {"s": normal(2), "b": normal(2, 1), "m": normal(2, 2), "v": normal(2, 3) ** 2},
+        {"epsilon": 0.01},
+        13,
+    ),
+    "LayerNormalization": ("LayerNormalization", SMALL, {"s": normal(7), "b": normal(7)}, {}, 17),
+    "LayerNormalization axis": ("LayerNormalization", SMALL, {"s": normal((2, 6, 7))}, {"axis": 1, "epsilon": 0.1}, 17),
+    "GlobalAveragePool": ("GlobalAveragePool", SMALL, {}, {}, 13),
+    "GlobalMaxPool": ("GlobalMaxPool", SMALL, {}, {}, 13),
+    "Flatten": ("Flatten", SMALL, {}, {}, 13),
+    "Transpose": ("Transpose", SMALL, {}, {"perm": [0, 3, 1, 2]}, 13),
+    "Reshape": ("Reshape", SMALL, {"s": integers(0, -1, 7)}, {}, 13),
+    "Reshape batch": ("Reshape", SMALL, {"s": integers(-1, 84)}, {}, 13),
+    "Squeeze": ("Squeeze", (3, 1, 4, 1), {"a": integers(1, -1)}, {}, 13),
+    "Squeeze all": ("Squeeze", (3, 1, 4, 1), {}, {}, 13),
+    "Unsqueeze": ("Unsqueeze", WIDE, {"a": integers(-1, 1)}, {}, 13),
+    "Concat": ("Concat", SMALL, {"w": normal((3, 2, 6, 2))}, {"axis": -1}, 13),
+    "Expand": ("Expand", (3, 1, 4), {"s": integers(2, 1)}, {}, 13),
+    "Slice": ("Slice", SMALL, {"s": integers(1, -9), "e": integers(5, 2**63 - 1), "a": integers(2, -1)}, {}, 13),
+    "Slice back": (
+        "Slice",
+        WIDE,
+        {"s": integers(-1), "e": integers(-(2**63)), "a": integers(1), "d": integers(-3)},
+        {},
+        13,
+    ),
+    "Slice first": ("Slice", WIDE, {"s": integers(0, 2), "e": integers(9, 7)}, {}, 13),
+    "Gather": ("Gather", WIDE, {"i": integers(7, -2, 0, 0)}, {"axis": 1}, 13),
+    "Gather one": ("Gather", SMALL, {"i": np.array(-1)}, {"axis": 2}, 13),
+    "Gather matrix": ("Gather", WIDE, {"i": np.array([[1, 2], [3, -1]], np.int32)}, {"axis": -1}, 13),
+    "Pad": ("Pad", SMALL, {"p": integers(0, 1, 0, 2, 0, 0, 3, 1), "v": scalar(0.5)}, {}, 13),
+    "Pad crop": ("Pad", SMALL, {"p": integers(0, 0, -1, 2, 0, 0, -2, 1)}, {}, 13),
+    "Pad reflect": ("Pad", SMALL, {"p": integers(0, 0, 2, 1, 0, 1, 3, 0)}, {"mode": "reflect"}, 13),
+    "Pad edge": ("Pad", SMALL, {"p": integers(0, 0, 2, 1, 0, 1, 3, 0)}, {"mode": "edge"}, 13),
+    "Pad axes": ("Pad", SMALL, {"p": integers(1, 2, 3, 0), "": None, "a": integers(3, -2)}, {}, 18),
+    "Cast": ("Cast", WIDE, {}, {"to": TensorProto.FLOAT}, 13),
+    "AveragePool": ("AveragePool", SMALL, {}, {"kernel_shape": [2, 3], "pads": [1, 0, 0, 2]}, 13),
+    "MaxPool": ("MaxPool", SMALL, {}, {"kernel_shape": [2, 3], "pads": [1, 0, 0, 2]}, 13),
+}
+POSITIVE = {"Log", "Sqrt", "Pow root", "Pow each", "Reciprocal"}
+
+
+def case(name, opset):
+    op, shape, inputs, attributes, _ = CASES[name]
+    names = list(inputs)
+    order = ["<", "images", "w"] if "<" in names else ["images", *names]
+    node = helper.make_node(op, order, ["out"], **attributes)
+    weights = {key: value for key, value in inputs.items() if value is not None}
+    images = normal(shape, 5)
+    return classifier([node], weights, shape, opset), np.abs(images) + 0.1 if name in POSITIVE else images
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("name", CASES)
+def test_operators_compute_what_onnxruntime_computes(name, opset, tmp_path):
+    model, images = case(name, opset)
+    if opset < CASES[name][4]:
+        with pytest.raises(ModelError, match=r"opset|unknown|inputs"):
+            load_onnx(saved(model, tmp_path))
+        return
+    assert_as_onnxruntime(model, images, tmp_path)
+
+
+REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
+
+
+@pytest.mark.parametrize("op", REDUCTIONS)
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("opset", OPSETS)
+def test_reductions(op, keepdims, opset, tmp_path):
+    as_input = opset >= 18 or op == "ReduceSum"
+    node = helper.make_node(op, ["images", "axes"] if as_input else ["images"], ["out"], keepdims=keepdims)
+    if not as_input:
+        node.attribute.append(helper.make_attribute("axes", [1, -1]))
+    weights = {"axes": integers(1, -1)} if as_input else {}
+    assert_as_onnxruntime(classifier([node], weights, SMALL, opset), normal(SMALL), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("opset", "sizes", "attributes"), [(13, (2, 6), {}), (13, (), {}), (18, (), {"num_outputs": 3})]
+)
+def test_splits(opset, sizes, attributes, tmp_path):
+    count = attributes.get("num_outputs", 2)
+    names = [f"part{i}" for i in range(count)]
+    inputs, weights = (["images", "sizes"], {"sizes": integers(*sizes)}) if sizes else (["images"], {})
+    if opset == 18 and not sizes and not attributes:
+        attributes = {"num_outputs": 2}
+    nodes = [
+        helper.make_node("Split", inputs, names, axis=1, **attributes),
+        helper.make_node("Concat", [names[-1], *names[:-1]], ["out"], axis=1),
+    ]
+    assert_as_onnxruntime(classifier(nodes, weights, WIDE, opset), normal(WIDE), tmp_path)
+
+
+def drawn(rng, kind, spatial):
+    """Random attributes of a convolution or a pool of 1 or 2 spatial dimensions, and its input channels and groups."""
+    kernel = [int(k) for k in rng.integers(1, 4, spatial)]
+    group = int(rng.choice([1, 1, 2])) if "Conv" in kind else 1
+    attributes = {"kernel_shape": kernel, "strides": [int(s) for s in rng.integers(1, 4, spatial)]}
+    if kind != "AveragePool":
+        attributes["dilations"] = [int(d) for d in rng.integers(1, 3, spatial)]
+    if "Conv" in kind:
+        attributes["group"] = group
+    style = str(rng.choice(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    if kind == "ConvTranspose":
+        attributes["output_padding"] = [int(rng.integers(0, stride)) for stride in attributes["strides"]]
+        style = "NOTSET"
+    if style == "NOTSET":
+        attributes["pads"] = [int(rng.integers(0, k)) for k in kernel * 2]
+        if "Pool" in kind:
+            attributes["ceil_mode"] = int(rng.integers(2))
+    else:
+        attributes["auto_pad"] = style
+        attributes.pop("dilations", None)
+    if kind == "AveragePool":
+        attributes["count_include_pad"] = int(rng.integers(2))
+    return attributes, group
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MaxPool", "AveragePool"])
+def test_windows_of_random_attributes(kind, opset, tmp_path):
+    rng = np.random.default_rng(opset)
+    compared = 0
+    for i in range(14):
+        spatial = int(rng.integers(1, 3))
+        attributes, group = drawn(rng, kind, spatial)
+        shape = (2, 2 * group, *(int(n) for n in rng.integers(6, 11, spatial)))
+        weights = {}
+        if "Conv" in kind:
+            swap = kind == "ConvTranspose"
+            weights["w"] = normal((2 * group, 3 if swap else 2, *attributes["kernel_shape"]), i)
+            if rng.integers(2):
+                weights["b"] = normal(3 * group if swap else 2 * group, i)
+        nodes = [helper.make_node(kind, ["images", *weights], ["out"], **attributes)]
+        model, images = classifier(nodes, weights, shape, opset), normal(shape, i)
+        if files.reference(model.SerializeToString(), images) is None:
+            continue  # windows that ONNX Runtime does not know either
+        assert_as_onnxruntime(model, images, tmp_path)
+        compared += 1
+    assert compared >= 8
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("make", [files.mlp, files.convnet], ids=lambda make: make.__name__)
+def test_networks_compute_what_onnxruntime_computes(make, opset, tmp_path):
+    shape = dict(files.SEEDS)[make]
+    ours = assert_as_onnxruntime(make(0, opset), normal(shape), tmp_path)
+    assert ours.shape == shape[1:]
+    assert ours.classes == 3
+
+
+def test_weights_are_parameters_and_shapes_are_not(tmp_path):
+    ours = load_onnx(saved(files.residual(), tmp_path))
+    assert {name: leaf.shape for name, leaf in ours.params.items()} == {
+        "w1": (2, 2, 3, 3),
+        "w2": (2, 2, 1, 1),
+        "b2": (2,),
+        "fc": (2, 3),
+    }
+    images = normal((4, 2, 5, 5))
+    doubled = {**ours.params, "fc": 2 * ours.params["fc"]}
+    np.testing.assert_allclose(ours.apply(doubled, images), 2 * ours.apply(ours.params, images), rtol=1e-6)
+    gradient = jax.grad(lambda params: ours.apply(params, images).sum())(ours.params)
+    assert all(np.abs(leaf).max() > 0 for leaf in gradient.values())
+
+
+def test_weights_given_as_constants_are_parameters_too(tmp_path):
+    made = files.mlp()
+    kept = [tensor for tensor in made.graph.initializer if tensor.name != "w1"]
+    (moved,) = [tensor for tensor in made.graph.initializer if tensor.name == "w1"]
+    del made.graph.initializer[:]
+    made.graph.initializer.extend(kept)
+    made.graph.node.insert(0, helper.make_node("Constant", [], ["w1"], value=moved))
+    assert set(assert_as_onnxruntime(made, normal((4, 6)), tmp_path).params) == {"w1", "b1", "w2", "b2"}
+
+
+def test_a_shape_as_pytorch_exports_expand(tmp_path):
+    """-1 stands for a size that stays: ConstantOfShape, Mul, Equal and Where put 1 in its place."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["rank"], ["ones"], value=numpy_helper.from_array(integers(1))),
+        helper.make_node("Mul", ["ones", "minus"], ["negative"]),
+        helper.make_node("Equal", ["wanted", "negative"], ["free"]),
+        helper.make_node("Where", ["free", "ones", "wanted"], ["sizes"]),
+        helper.make_node("Expand", ["images", "sizes"], ["wide"]),
+        helper.make_node("Shape", ["wide"], ["all"], start=1),
+        helper.make_node("Slice", ["all", "first", "second"], ["length"]),
+        helper.make_node("Cast", ["length"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["wide", "number"], ["out"]),
+    ]
+    known = {"rank": integers(3), "minus": integers(-1), "wanted": integers(-1, 5, 2), "first": integers(0)}
+    model = classifier(nodes, {**known, "second": integers(1)}, (3, 1, 2), 17)
+    assert_as_onnxruntime(model, normal((3, 1, 2)), tmp_path)
+
+
+@pytest.mark.parametrize("values", [(7, 2), (-7, 2), (7, -2), (-7, -2), (-8, 2)])
+def test_integers_are_divided_towards_zero(values, tmp_path):
+    nodes = [
+        helper.make_node("Div", ["a", "b"], ["c"]),
+        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["images", "d"], ["out"]),
+    ]
+    model = classifier(nodes, {"a": integers(values[0]), "b": integers(values[1])}, WIDE, 17)
+    assert_as_onnxruntime(model, normal(WIDE), tmp_path)
+
+
+def test_an_open_batch_takes_any_number_and_a_fixed_one_its_multiples(tmp_path):
+    whole = load_onnx(saved(files.convnet(), tmp_path))
+    images = normal((6, 1, 8, 8))
+    logits = np.asarray(whole.apply(whole.params, images))
+    for n in (1, 5):
+        np.testing.assert_allclose(whole.apply(whole.params, images[:n]), logits[:n], rtol=1e-5, atol=1e-5)
+    fixed = files.convnet()
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    fixed.graph.node[-2].CopyFrom(helper.make_node("Reshape", ["d", "shape"], ["e"]))
+    fixed.graph.initializer.append(numpy_helper.from_array(integers(2, 16), "shape"))
+    ours = load_onnx(saved(fixed, tmp_path))
+    np.testing.assert_allclose(ours.apply(ours.params, images), logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match="2 images at a time; 5 is no multiple"):
+        ours.apply(ours.params, images[:5])
+
+
+def test_images_may_come_with_channels_last(tmp_path):
+    path = saved(files.residual(), tmp_path)
+    declared, last = load_onnx(path), load_onnx(path, layout="nhwc")
+    images = normal((2, 2, 5, 5))
+    found = last.apply(last.params, images.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(found, declared.apply(declared.params, images))
+    wide = load_onnx(saved(files.convnet(), tmp_path), layout="nhwc")
+    assert wide.shape == (8, 8, 1)
+    with pytest.raises(ModelError, match="wants 4 dimensions"):
+        load_onnx(saved(files.mlp(), tmp_path), layout="nhwc")
+
+
+def test_open_dimensions_can_be_given(tmp_path):
+    model = files.convnet()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = "open"
+    path = saved(model, tmp_path)
+    unknown, known = load_onnx(path), load_onnx(path, shape=(1, 8, 8))
+    assert (unknown.shape, unknown.classes) == ((None, None, None), None)
+    assert (known.shape, known.classes) == ((1, 8, 8), 3)
+    images = normal((2, 1, 8, 8))
+    np.testing.assert_array_equal(unknown.apply(unknown.params, images), known.apply(known.params, images))
+    with pytest.raises(ModelError, match="Gemm"):
+        load_onnx(path, shape=(1, 9, 16))
+    with pytest.raises(ModelError, match=re.escape("takes float32 images [n, 1, 8, 8]")):
+        known.apply(known.params, normal((2, 1, 8, 9)))
+
+
+def assert_contains(model, box, ball, count):
+    """Bounds contain the outputs at random points and corners of a ball."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(ball.lower, ball.upper, (count, *ball.shape)).astype(np.float32)
+    corners = np.where(rng.integers(2, size=points.shape), ball.upper, ball.lower)
+    apply = jax.jit(jax.vmap(lambda x: model.apply(model.params, x)))
+    found = np.asarray(apply(np.concatenate([points, corners])))
+    slack = 1e-4 * np.maximum(1, np.abs(found).max())
+    assert np.isfinite(found).all()
+    assert (np.asarray(box.lower) <= found.min(0) + slack).all()
+    assert (np.asarray(box.upper) >= found.max(0) - slack).all()
+
+
+@pytest.mark.parametrize(("make", "shape"), files.SEEDS, ids=lambda value: getattr(value, "__name__", ""))
+def test_bounds_of_networks_contain_what_they_compute(make, shape, tmp_path):
+    model = load_onnx(saved(make(), tmp_path))
+    images = normal((2, *shape[1:]), 1)
+
+    @jax.jit
+    def boxes(ball):
+        return [method(lambda x: model.apply(model.params, x))(ball) for method in (mt.ibp, mt.crown)]
+
+    for eps in (0.01, 0.3):
+        ball = mt.linf_ball(images, eps)
+        box, tighter = boxes(ball)
+        assert_contains(model, box, ball, 50)
+        assert_contains(model, tighter, ball, 50)
+        assert np.mean(tighter.upper - tighter.lower) < np.mean(box.upper - box.lower)
+
+
+def test_bounds_are_those_of_the_same_network_written_in_jax(tmp_path):
+    model = load_onnx(saved(files.mlp(), tmp_path))
+    ball = mt.linf_ball(normal((2, 6), 1), 0.1)
+
+    def written(x):
+        p = model.params
+        return jax.nn.relu(x @ p["w1"] + p["b1"][None]) @ p["w2"] + p["b2"][None]
+
+    found, expected = mt.crown(lambda x: model.apply(model.params, x))(ball), mt.crown(written)(ball)
+    np.testing.assert_allclose(found.lower, expected.lower, rtol=1e-5)
+    np.testing.assert_allclose(found.upper, expected.upper, rtol=1e-5)
+
+
+def test_margins_and_attacks_of_an_imported_network(key, tmp_path):
+    model = load_onnx(saved(files.mlp(), tmp_path))
+    images = jnp.asarray(normal((2, 6), 1))
+    labels = jnp.argmax(model.apply(model.params, images), -1)
+    ball = mt.linf_ball(images, 0.02)
+
+    def logits_fn(x):
+        return model.apply(model.params, x)
+
+    def margin(points):
+        logits = np.array(logits_fn(points))
+        own = logits[np.arange(2), labels]
+        logits[np.arange(2), labels] = -np.inf
+        return own - logits.max(-1)
+
+    proved = np.asarray(mt.margins(mt.crown, logits_fn)(ball, labels).min(-1))
+    attacked = margin(pgd(key, logits_fn, images, labels, ball, steps=5, restarts=1))
+    assert (proved <= attacked + 1e-4).all()
+    assert (attacked < margin(images) - 1e-3).all()
+
+
+@pytest.mark.parametrize("name", {case[0]: name for name, case in CASES.items()}.values())
+def test_every_operator_has_bounds(name, tmp_path):
+    """Nothing is computed: an operation without a rule is an error as soon as the function is traced."""
+    model, images = case(name, 21)
+    ours = load_onnx(saved(model, tmp_path))
+    ball = mt.linf_ball(images, 0.05)
+    box = jax.eval_shape(mt.crown_ibp(lambda x: ours.apply(ours.params, x)), ball)
+    assert box.lower.shape == (len(images), ours.classes)
+
+
+@pytest.mark.parametrize(
+    "name", ["PRelu channels", "Gelu", "HardSwish", "BatchNormalization", "AveragePool", "Gemm all"]
+)
+def test_bounds_of_operators_contain_what_they_compute(name, tmp_path):
+    model, images = case(name, 21)
+    ours = load_onnx(saved(model, tmp_path))
+    ball = mt.linf_ball(images, 0.3)
+    assert_contains(ours, jax.jit(mt.crown(lambda x: ours.apply(ours.params, x)))(ball), ball, 20)
+
+
+# What is refused.
+
+
+def refused(model, tmp_path, match, **options):
+    with pytest.raises(ModelError, match=match):
+        load_onnx(saved(model, tmp_path), **options)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ModelError, match="No such file"):
+        load_onnx(tmp_path / "nothing.onnx")
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_onnx(tmp_path)
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ModelError, match="not a regular file"):
+        load_onnx(tmp_path / "pipe.onnx")
+    refused(b"", tmp_path, "opset")
+    refused(b"PK\x03\x04 something else", tmp_path, "damaged or no ONNX file")
+    refused(b"\x80\x04K\x01.", tmp_path, "damaged or no ONNX file")  # a pickle
+    refused(files.mlp(), tmp_path, "max_bytes allows 100", max_bytes=100)
+
+
+def test_graphs_that_are_no_networks(tmp_path):
+    model = files.mlp()
+    model.graph.node[0].domain = "com.example"
+    model.graph.node[0].name = "odd"
+    refused(model, tmp_path, r"node 0 \(MatMul 'odd'\) is of the operator domain 'com.example'")
+    model = files.mlp()
+    model.graph.node[2].op_type = "Loop"
+    refused(model, tmp_path, r"node 2 \(Loop\): this operator is not supported")
+    model = files.mlp()
+    model.graph.node[0].input[0] = "d"
+    refused(model, tmp_path, "node 0.* wants 'd'.*cycle")
+    model = files.mlp()
+    model.graph.node[1].input[1] = "nowhere"
+    refused(model, tmp_path, "wants 'nowhere'.*dangles")
+    model = files.mlp()
+    model.graph.node[1].output[0] = "a"
+    refused(model, tmp_path, "makes 'a', which exists already")
+    model = files.mlp()
+    model.graph.output[0].name = "nothing"
+    refused(model, tmp_path, "nothing makes the output")
+    model = files.mlp()
+    model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
+    refused(model, tmp_path, "one output")
+    model = files.mlp()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    refused(model, tmp_path, "32-bit floats")
+    refused(files.graph([helper.make_node("Relu", ["w"], ["logits"])], {"w": normal(3)}, ["n", 3]), tmp_path, "classes")
+    for opset in (12, 22):
+        model = files.mlp()
+        model.opset_import[0].version = opset
+        refused(model, tmp_path, "opset of ai.onnx from 13 to 21")
+
+
+def test_nodes_that_their_schema_does_not_know(tmp_path):
+    model = files.convnet()
+    model.graph.node[0].attribute.append(helper.make_attribute("stride", [1, 1]))
+    refused(model, tmp_path, "attribute 'stride', which is unknown")
+    model = files.convnet()
+    model.graph.node[0].attribute[0].CopyFrom(helper.make_attribute("kernel_shape", "3"))
+    refused(model, tmp_path, "wrong type")
+    model = files.convnet()
+    del model.graph.node[0].input[1:]
+    refused(model, tmp_path, "has 1 inputs, expected 2 to 3")
+    model = files.convnet()
+    model.graph.node[3].output.append("indices")
+    refused(model, tmp_path, "only the first one is supported")
+    model = files.mlp()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((6, 8)), "w1"))
+    refused(model, tmp_path, r"cannot take an input of type tensor\(double\)")
+    model = files.mlp()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(normal((7, 8)), "w1"))
+    refused(model, tmp_path, r"node 0 \(MatMul\) cannot take inputs of shapes \[\[3, 6\], \[7, 8\]\]")
+
+
+def test_weights_that_are_not_what_they_say(tmp_path):
+    for dims, match in (([6, 9], "needs 216"), ([-6, -8], "not supported"), ([2**40, 2**40], "needs")):
+        model = files.mlp()
+        del model.graph.initializer[0].dims[:]
+        model.graph.initializer[0].dims.extend(dims)
+        refused(model, tmp_path, match)
+    model = files.mlp()
+    model.graph.initializer[0].data_type = TensorProto.STRING
+    refused(model, tmp_path, "only float, double, int32, int64, bool")
+    model = files.mlp()
+    model.graph.initializer[0].float_data.extend([1.0] * 48)
+    refused(model, tmp_path, "more than one place")
+
+
+def bomb(op, weights, inputs=("sizes",)):
+    nodes = [helper.make_node(op, list(inputs), ["big"])]
+    if "images" not in inputs:
+        nodes += [
+            helper.make_node("ReduceSum", ["big"], ["s"], keepdims=0),
+            helper.make_node("Add", ["images", "s"], ["out"]),
+        ]
+    else:
+        nodes += [helper.make_node("Identity", ["big"], ["out"])]
+    return classifier(nodes, weights, WIDE, 17)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        bomb("ConstantOfShape", {"sizes": integers(2**20, 2**20)}),
+        bomb("ConstantOfShape", {"sizes": integers(2**62, 2**62)}),
+        bomb("Expand", {"sizes": integers(2**16, 2**16, 1), "one": integers(1)}, ("one", "sizes")),
+        bomb("Expand", {"sizes": integers(2**16, 2**16, 1, 1)}, ("images", "sizes")),
+        bomb("Pad", {"sizes": integers(0, 2**40, 0, 0)}, ("images", "sizes")),
+        bomb("Add", {"a": np.zeros((2**12, 1), np.int64), "b": np.zeros((1, 2**12), np.int64)}, ("a", "b")),
+        bomb("Gather", {"a": np.zeros((1, 2**12), np.int64), "b": np.zeros(2**12, np.int64)}, ("a", "b")),
+    ],
+    ids=range(7),
+)
+def test_a_few_bytes_cannot_ask_for_much_memory(model, tmp_path):
+    refused(model, tmp_path, r"constant of shape|too large|cannot take inputs")
+
+
+def test_values_that_double_with_every_node_are_refused(tmp_path):
+    nodes = [helper.make_node("Concat", ["c0", "c0"], ["c1"], axis=0)]
+    nodes += [helper.make_node("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], axis=0) for i in range(1, 40)]
+    nodes += [helper.make_node("ReduceSum", ["c40"], ["s"], keepdims=0), helper.make_node("Cast", ["s"], ["t"], to=1)]
+    nodes += [helper.make_node("Add", ["images", "t"], ["out"])]
+    refused(classifier(nodes, {"c0": integers(1, 2)}, WIDE, 17), tmp_path, "constant of shape")
+    nodes = [helper.make_node("Concat", ["images", "images"], ["c1"], axis=1)]
+    nodes += [helper.make_node("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], axis=1) for i in range(1, 40)]
+    nodes += [helper.make_node("Identity", ["c40"], ["out"])]
+    refused(classifier(nodes, {}, WIDE, 17), tmp_path, "too large, refused")
+
+
+def test_many_fields_and_many_nodes_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "MAX_FIELDS", 5000)
+    empty_nodes = b"\x0a\x00" * 5001
+    refused(
+        b"\x3a" + bytes([len(empty_nodes) & 127 | 128, len(empty_nodes) >> 7 & 127]) + empty_nodes, tmp_path, "fields"
+    )
+    monkeypatch.setattr(onnx_graph, "MAX_NODES", 3)
+    refused(files.mlp(), tmp_path, "has 5 nodes; at most 3")
+
+
+def external(location, **entries):
+    model = files.mlp()
+    tensor = model.graph.initializer[0]
+    values = tensor.raw_data
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return model, values
+
+
+def test_weights_beside_the_file(tmp_path):
+    folder = tmp_path / "inside"
+    (folder / "deeper").mkdir(parents=True)
+    model, values = external("deeper/weights", offset=4, length=192)
+    (folder / "deeper" / "weights").write_bytes(b"1234" + values)
+    ours, whole = load_onnx(saved(model, folder)), load_onnx(saved(files.mlp(), tmp_path))
+    np.testing.assert_array_equal(ours.params["w1"], whole.params["w1"])
+    refused(external("deeper/weights", offset=8, length=192)[0], folder, "wants bytes 8 to 200")
+    refused(external("deeper/weights", offset=-4)[0], folder, "wants bytes")
+    refused(external("deeper/weights", offset="x")[0], folder, "cannot find")
+    refused(external("deeper/weights", length=190)[0], folder, "has 190 bytes of external data")
+    refused(external("nothing")[0], folder, "cannot find")
+    refused(external("")[0], folder, "outside the folder")
+    refused(external("deeper")[0], folder, "Cannot read|not a regular file")
+
+
+def test_weights_outside_the_folder_are_refused(tmp_path):
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(192))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "up").symlink_to(tmp_path)
+    for location in ("../secret", str(tmp_path / "secret"), "link", "up/secret", "x/../../secret", "/dev/zero"):
+        refused(external(location)[0], folder, "outside the folder|cannot find")
+    refused(external("loop")[0], folder, "cannot find")
+    os.mkfifo(folder / "pipe")
+    refused(external("pipe")[0], folder, "not a regular file")
+
+
+def test_the_package_onnx_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match=r"pip install mixtrain_jax\[onnx\]"):
+        load_onnx(path)
+
+
+def test_every_supported_operator_is_one_of_onnx_and_is_tested():
+    tested = {case[0] for case in CASES.values()} | set(REDUCTIONS) | {"Conv", "ConvTranspose", "Split", "Constant"}
+    tested |= {"Shape", "ConstantOfShape", "Equal"}
+    assert tested == onnx_model._SUPPORTED
+    assert all(onnx.defs.has(op) for op in tested)
+
+
+@pytest.mark.parametrize(("make", "shape"), files.SEEDS, ids=lambda value: getattr(value, "__name__", ""))
+def test_damaged_files_are_refused_or_computed_as_they_stand(make, shape, tmp_path):
+    rng, whole = np.random.default_rng(1), make().SerializeToString()
+    found = [files.judge(files.damaged(whole, rng), tmp_path, shape) for _ in range(130)]
+    assert set(found) <= {"same", "refused", "refused by ONNX Runtime alone"}
+    assert found.count("same") > 10
+    assert found.count("refused") > 50
