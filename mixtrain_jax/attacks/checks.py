@@ -28,8 +28,8 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Recor
     * `randomised`: two calls differ by more than 1e-4 of the size of the logits, or the network draws random numbers
       from a key of its own. Attacks on one draw say nothing of the next; average over draws.
     * `softmax`: outputs are probabilities. Their gradients vanish where the network is sure; give the logits.
-    * `zero gradient`: the share of inputs at which the gradient of the cross-entropy or of the DLR is exactly zero, among
-      those that are classified rightly, or that there is none at all.
+    * `zero gradient`: the share of inputs at which the gradient of the cross-entropy or of the DLR is exactly zero,
+      among those that are classified rightly, or that there is none at all.
     * `square`: the gradient-free attack broke more than 0.2 % of the examples after the others had failed on them, as
       the record tells, a sign of masked gradients.
     * `loop` or `steps`: what could be an optimisation at inference. JAX shows loops and calls out of the program
