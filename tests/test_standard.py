@@ -114,6 +114,13 @@ def test_the_record_says_what_the_inputs_do(key, norm):
     )
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_without_steps_apgd_returns_nothing_worse_than_the_input(key, restarts):
+    x, labels, (ball, _) = RIGHT.images[:8], RIGHT.labels[:8], bounded("linf")
+    found = apgd(key, MLP, x, labels, ball, steps=0, restarts=restarts)
+    assert (margins(MLP, found, labels) <= margins(MLP, x, labels) + 1e-6).all()
+
+
 def test_it_breaks_all_that_one_attack_breaks(key):
     x, labels, (ball, _) = RIGHT.images[:8], RIGHT.labels[:8], bounded("linf")
     record = standard_record(key, MLP, x, labels, ball, budget=SMALL, batch_size=8)

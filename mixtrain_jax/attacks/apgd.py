@@ -73,7 +73,7 @@ def apgd(
       early_exit: stop once every label has lost, looked at every ten steps; outside `jax.jit` alone.
 
     Returns:
-      The input of the lowest margin that was met for each example, `[n, ...]`, inside the ball.
+      The input of the lowest margin that was met for each example, that of `x` included, `[n, ...]`, inside the ball.
 
     Raises:
       BoundsError: where the ball is of the l1 norm.
@@ -81,7 +81,7 @@ def apgd(
     check_norm(ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     traced = is_traced(key, x, labels, ball, targets)
-    begin, advance, _ = _parts(logits_fn) if traced else _compiled(logits_fn)
+    begin, advance, look = _parts(logits_fn) if traced else _compiled(logits_fn)
     table = jnp.asarray if traced else np.asarray
     windows = table(_windows(steps))
     shares = table(np.where(np.arange(steps) == 0, 1.0, _MOMENTUM).astype(x.dtype))
@@ -98,7 +98,7 @@ def apgd(
         search = repeat(steps, step, search, traced=traced, done=broken if early_exit else None)
         return search.best, search.margin
 
-    return repeat(restarts, start, (x, jnp.full(labels.shape, jnp.inf, x.dtype)), traced=traced)[0]
+    return repeat(restarts, start, (x, look(x, labels)[1]), traced=traced)[0]
 
 
 def apgd_targeted(
