@@ -346,7 +346,6 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(three):
         import numpy as np
         from mixtrain_jax.checkpoints import Checkpoints
         from mixtrain_jax.errors import CheckpointError
-from mixtrain_jax.fingerprints import fingerprint, manifest
         noise = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
         tree = {{"step": np.int64(4), "noise": noise}}
         checkpoints = Checkpoints(Path(sys.argv[1]))

@@ -35,7 +35,7 @@ def test_more_queries_lower_the_margin_without_gradients(key, norm):
     else:
         ball = jax.vmap(lambda image: mt.l2_ball(image, 0.8, DOMAIN))(jnp.asarray(X))
     met = [least(net(jnp.asarray(X)), LABELS)]
-    for queries in (0, 20, 400):
+    for queries in (20, 400):
         found = square(key, net, X, LABELS, ball, queries=queries)
         away = np.asarray(found, np.float64) - X
         assert found.dtype == X.dtype
@@ -45,8 +45,8 @@ def test_more_queries_lower_the_margin_without_gradients(key, norm):
             assert (np.sqrt(np.square(away).sum((1, 2, 3))) <= 0.8).all()
         met.append(least(net(found), LABELS))
     assert (met[1] <= met[0]).all()
+    assert met[1].mean() < met[0].mean() - 0.3
     assert met[2].mean() < met[1].mean() - 0.3
-    assert met[3].mean() < met[2].mean() - 0.3
     other = square(jax.random.key(1), net, X, LABELS, ball, queries=400)
     assert (np.asarray(other) != np.asarray(found)).any()
 

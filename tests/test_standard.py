@@ -114,6 +114,13 @@ def test_the_record_says_what_the_inputs_do(key, norm):
     )
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_without_steps_apgd_returns_nothing_worse_than_the_input(key, restarts):
+    x, labels, (ball, _) = RIGHT.images[:8], RIGHT.labels[:8], bounded("linf")
+    found = apgd(key, MLP, x, labels, ball, steps=0, restarts=restarts)
+    assert (margins(MLP, found, labels) <= margins(MLP, x, labels) + 1e-6).all()
+
+
 def test_it_breaks_all_that_one_attack_breaks(key):
     x, labels, (ball, _) = RIGHT.images[:8], RIGHT.labels[:8], bounded("linf")
     record = standard_record(key, MLP, x, labels, ball, budget=SMALL, batch_size=8)
@@ -149,23 +156,6 @@ def test_an_honest_network_raises_no_flag(key):
     ball = mt.linf_ball(RIGHT.images, 0.05, DOMAIN)
     record = standard_record(key, MLP, RIGHT.images, RIGHT.labels, ball, budget=SMALL, batch_size=8)
     assert flags(MLP, RIGHT.images, RIGHT.labels, record=record) == []
-
-
-def test_it_compiles_once_however_many_examples_stand(key):
-    traces = []
-
-    def logits_fn(x):
-        traces.append(x.shape)
-        return MLP(x)
-
-    counts = []
-    for images, eps in [(21, 0.05), (21, 0.02), (9, 0.05), (3, 0.3), (21, 1.0)]:
-        x, labels = RIGHT.images[:images], RIGHT.labels[:images]
-        ball = mt.linf_ball(x, eps, DOMAIN)
-        standard_record(key, logits_fn, x, labels, ball, budget=SMALL, batch_size=8)
-        counts.append(len(traces))
-    assert counts == [counts[0]] * 5
-    assert set(traces) == {(8, 3, 3, 1)}
 
 
 # --- its parts, on networks that are linear -----------------------------------------------------------------------
@@ -344,10 +334,27 @@ def test_what_was_planted_raises_its_flag(message):
         assert len(raised) == 1
 
 
-def test_what_gradients_cannot_break_and_square_can_raises_its_flag(key):
-    def hidden(x):
-        return MLP(jnp.round(x * 16) / 16)
+TRACES = []
 
+
+def hidden(x):
+    """A network that hides its gradients."""
+    TRACES.append(x.shape)
+    return MLP(jnp.round(x * 16) / 16)
+
+
+def test_it_compiles_once_however_many_examples_stand(key):
+    counts = []
+    for images, eps in [(21, 0.05), (21, 0.02), (9, 0.05), (3, 0.3), (21, 1.0)]:
+        x, labels = RIGHT.images[:images], RIGHT.labels[:images]
+        ball = mt.linf_ball(x, eps, DOMAIN)
+        standard_record(key, hidden, x, labels, ball, budget=SMALL, batch_size=8)
+        counts.append(len(TRACES))
+    assert counts == [counts[0]] * 5
+    assert set(TRACES) == {(8, 3, 3, 1)}
+
+
+def test_what_gradients_cannot_break_and_square_can_raises_its_flag(key):
     split = networks.labelled(hidden, RIGHT.images)
     ball = mt.linf_ball(split.images, 0.08, DOMAIN)
     record = standard_record(key, hidden, split.images, split.labels, ball, budget=SMALL, batch_size=8)

@@ -72,7 +72,7 @@ def apgd(
       early_exit: stop once every label has lost, looked at every ten steps; outside `jax.jit` alone.
 
     Returns:
-      The input of the lowest margin that was met for each example, `[n, ...]`, inside the ball.
+      The input of the lowest margin that was met for each example, that of `x` included, `[n, ...]`, inside the ball.
 
     Raises:
       BoundsError: where the ball is of the l1 norm.
@@ -96,7 +96,8 @@ def apgd(
         search = loop(0, steps, step, search, broken if early_exit else None)
         return search.best, search.margin
 
-    return loop(0, restarts, start, (x, jnp.full(labels.shape, jnp.inf, x.dtype)))[0]
+    _, (look,) = stepwise(_looking, logits_fn, arrays=(key, x, labels, ball, targets))
+    return loop(0, restarts, start, (x, look(x, labels)[1]))[0]
 
 
 def apgd_targeted(
