@@ -5,6 +5,7 @@ Weights and inputs are float32 values, drawn with NumPy because that compiles no
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +28,13 @@ def _dense(seed: int, *widths: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def _flax(net: nn.Module, seed: int, *shape: int) -> Built:
     rng = np.random.default_rng(seed)
     x = rng.random(shape, np.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x)
-    params = jax.tree.map(lambda p: _normal(rng, p.shape, np.prod(p.shape[:-1]) ** -0.5), shapes)
+    params = jax.tree.map(lambda p: _normal(rng, p.shape, np.prod(p.shape[:-1]) ** -0.5), _shapes(net, shape))
     return net.apply, params, x
+
+
+@functools.cache
+def _shapes(net: nn.Module, shape: tuple[int, ...]) -> Any:
+    return jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, np.float32))
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
@@ -64,30 +69,32 @@ def residual_mlp(seed: int) -> Built:
     return f, layers, _uniform(seed, 3, 6)
 
 
-def pooled_cnn(seed: int) -> Built:
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array) -> jax.Array:
-            x = (x - 0.3) / 0.4
-            x = nn.relu(nn.Conv(4, (3, 3), strides=2, padding=1)(x))
-            x = nn.avg_pool(x, (2, 2), (1, 1), padding="SAME", count_include_pad=False)
-            x = nn.relu(nn.Conv(4, (3, 2), padding="VALID")(x))
-            return nn.Dense(4)(x.reshape((x.shape[0], -1)))
+class _PooledCNN(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = (x - 0.3) / 0.4
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, padding=1)(x))
+        x = nn.avg_pool(x, (2, 2), (1, 1), padding="SAME", count_include_pad=False)
+        x = nn.relu(nn.Conv(4, (3, 2), padding="VALID")(x))
+        return nn.Dense(4)(x.reshape((x.shape[0], -1)))
 
-    return _flax(Net(), seed, 2, 7, 7, 2)
+
+def pooled_cnn(seed: int) -> Built:
+    return _flax(_PooledCNN(), seed, 2, 7, 7, 2)
+
+
+class _OddConvolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(nn.Conv(4, (3, 3), padding=((0, 1), (2, 0)), feature_group_count=2)(x))
+        x = nn.relu(nn.Conv(4, (2, 2), kernel_dilation=2, padding=1)(x))
+        x = nn.relu(nn.ConvTranspose(3, (2, 2), strides=(2, 1))(x))
+        x = x.mean((1, 2)) + jnp.transpose(x, (0, 3, 1, 2)).sum((2, 3)) * 0.1
+        return nn.Dense(4)(x)
 
 
 def odd_convolutions(seed: int) -> Built:
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array) -> jax.Array:
-            x = nn.relu(nn.Conv(4, (3, 3), padding=((0, 1), (2, 0)), feature_group_count=2)(x))
-            x = nn.relu(nn.Conv(4, (2, 2), kernel_dilation=2, padding=1)(x))
-            x = nn.relu(nn.ConvTranspose(3, (2, 2), strides=(2, 1))(x))
-            x = x.mean((1, 2)) + jnp.transpose(x, (0, 3, 1, 2)).sum((2, 3)) * 0.1
-            return nn.Dense(4)(x)
-
-    return _flax(Net(), seed, 2, 5, 5, 2)
+    return _flax(_OddConvolutions(), seed, 2, 5, 5, 2)
 
 
 def rearranged(seed: int) -> Built:

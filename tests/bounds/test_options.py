@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit, quick_jit
 from test_probes import METHODS, promotion_as_users_have_it
 
 import mixtrain_jax as mt
@@ -33,6 +34,25 @@ def _mlp(weights: list[Any], x: jax.Array) -> jax.Array:
         x = jax.nn.relu(x @ matrix + bias)
     matrix, bias = weights[-1]
     return x @ matrix + bias
+
+
+@functools.cache
+def _bounds(method: bounds.Method) -> Any:
+    """Bounds of the networks of these weights in a ball."""
+    return quick_jit(lambda weights, ball: method(functools.partial(_mlp, weights))(ball))
+
+
+@functools.cache
+def _sound_bounds(method: bounds.Method) -> Any:
+    return jit(lambda weights, ball: method(functools.partial(_mlp, weights), sound=True)(ball))
+
+
+def _exact_mlp(weights: list[Any], x: np.ndarray) -> np.ndarray:
+    """In float64, `[points, inputs] -> [points, outputs]`."""
+    *hidden, last = jax.tree.map(np.float64, weights)
+    for matrix, bias in hidden:
+        x = np.maximum(x @ matrix + bias, 0)
+    return x @ last[0] + last[1]
 
 
 def _in_ball(rng: np.random.Generator, norm: float, count: int, size: int) -> np.ndarray:
@@ -68,10 +88,10 @@ def test_balls_of_other_norms_hold_their_points(method: str, domain: Any, norm: 
     for x in rng.random((3, 6)).astype(np.float32):
         for eps in (0.0, 1e-4, 0.2, 1.5):
             ball = SETS[norm](x, eps, *(() if domain is None else (domain,)))
-            box = METHODS[method](functools.partial(_mlp, weights), sound=True)(ball)
+            box = _sound_bounds(METHODS[method])(weights, ball)
             points = x + eps * _in_ball(rng, norm, 200, 6)
             points = points[np.all((points >= 0) & (points <= 1), axis=1)] if domain else points
-            exact = np.asarray([_mlp(jax.tree.map(np.float64, weights), p) for p in [*points, x.astype(np.float64)]])
+            exact = _exact_mlp(weights, np.stack([*points, x.astype(np.float64)]))
             # Points of float64 are of the ball to its rounding, which the ball was widened by.
             assert np.all(np.asarray(box.lower, np.float64) <= exact + 1e-14)
             assert np.all(exact - 1e-14 <= np.asarray(box.upper, np.float64))
@@ -85,9 +105,8 @@ def test_balls_of_other_norms_hold_their_points(method: str, domain: Any, norm: 
 @pytest.mark.parametrize("norm", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_balls_are_tighter_than_their_boxes(method: str, norm: int) -> None:
-    f, x = functools.partial(_mlp, _weights(0, 6, 16, 16, 3)), np.random.default_rng(0).random(6)
-    ball = METHODS[method](f)(SETS[norm](x, 0.2))
-    box = METHODS[method](f)(mt.linf_ball(x, 0.2))
+    weights, x = _weights(0, 6, 16, 16, 3), np.random.default_rng(0).random(6)
+    ball, box = (_bounds(METHODS[method])(weights, make(x, 0.2)) for make in (SETS[norm], mt.linf_ball))
     assert np.all(ball.lower > box.lower)
     assert np.all(ball.upper < box.upper)
 
@@ -104,14 +123,18 @@ def test_pixels_may_have_radii_of_their_own_and_weights_be_intervals(method: str
     x, eps = rng.random(4).astype(np.float32), np.array([0.0, 0.1, 0.2, 0.0], np.float32)
     ball, matrix = mt.linf_ball(x, eps), mt.linf_ball(w1, radius)
     assert float(ball.radius[0]) < 1e-6
-    bound = METHODS[method](f, sound=True)(matrix, ball)
+    bound = jit(METHODS[method](f, sound=True))(matrix, ball)
     for _ in range(200):
         p, m = (np.where(rng.random(b.shape) < 0.5, b.lower, b.upper) for b in (ball, matrix))
-        assert np.all(bound.lower <= f(m, p))
-        assert np.all(f(m, p) <= bound.upper)
+        value = f(m, p)
+        assert np.all(bound.lower <= value)
+        assert np.all(value <= bound.upper)
 
 
 # --- the best of several --------------------------------------------------------------------------------------------
+
+JOINED = functools.partial(mt.crown, intersect=(mt.symbolic, mt.crown_ibp))
+OPTIMISED = {steps: functools.partial(mt.alpha_crown, steps=steps) for steps in (1, 20)}
 
 
 def _wider(a: mt.Interval, b: mt.Interval) -> float:
@@ -122,11 +145,12 @@ def _wider(a: mt.Interval, b: mt.Interval) -> float:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", range(2))
 def test_intersections_are_never_looser_than_any_of_them(seed: int) -> None:
-    f, x = functools.partial(_mlp, _weights(seed, 6, 20, 20, 20, 3)), np.random.default_rng(seed).random(6)
+    weights, x = _weights(seed, 6, 20, 20, 20, 3), np.random.default_rng(seed).random(6)
+    f = functools.partial(_mlp, weights)
     for eps in (0.05, 0.3):
         ball = mt.linf_ball(x, eps)
-        alone = {name: jax.jit(method(f))(ball) for name, method in METHODS.items()}
-        joined = jax.jit(mt.crown(f, intersect=(mt.symbolic, mt.crown_ibp)))(ball)
+        alone = {name: _bounds(method)(weights, ball) for name, method in METHODS.items()}
+        joined = _bounds(JOINED)(weights, ball)
         for box in alone.values():
             assert _wider(joined, box) < 1e-12
         best = functools.reduce(bounds.intersect, alone.values())
@@ -139,10 +163,9 @@ def test_intersections_are_never_looser_than_any_of_them(seed: int) -> None:
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", range(2))
 def test_optimised_slopes_are_never_looser_than_crown_and_get_better(seed: int) -> None:
-    f, x = functools.partial(_mlp, _weights(seed, 6, 20, 20, 3)), np.random.default_rng(seed).random(6)
-    ball = mt.linf_ball(x, 0.3)
-    crown = mt.crown(f)(ball)
-    one, many = (jax.jit(mt.alpha_crown(f, steps=steps))(ball) for steps in (1, 20))
+    weights, ball = _weights(seed, 6, 20, 20, 3), mt.linf_ball(np.random.default_rng(seed).random(6), 0.3)
+    crown = _bounds(mt.crown)(weights, ball)
+    one, many = (_bounds(method)(weights, ball) for method in OPTIMISED.values())
     assert _wider(one, crown) < 1e-12
     assert _wider(many, one) < 1e-12
     assert float((many.upper - many.lower).sum()) < 0.98 * float((crown.upper - crown.lower).sum())
@@ -153,15 +176,15 @@ def test_optimised_slopes_are_never_looser_than_crown_and_get_better(seed: int) 
 
 @pytest.mark.usefixtures("x64")
 def test_a_budget_sets_the_rows_at_a_time_and_changes_nothing() -> None:
-    f, ball = functools.partial(_mlp, _weights(0, 6, 40, 40, 3)), mt.linf_ball(np.linspace(0, 1, 6), 0.1)
-    tape = mt.crown(f)._record((ball,))
+    weights, ball = _weights(0, 6, 40, 40, 3), mt.linf_ball(np.linspace(0, 1, 6), 0.1)
+    tape = mt.crown(functools.partial(_mlp, weights))._record((ball,))
     rows = [engine.Domain("adaptive", budget=budget).rows_at_a_time(tape) for budget in (None, 1, 40_000, 10**9)]
     assert rows[0] is None
     assert rows[1] == 1  # the least there is
     assert rows[1] < rows[2] < 40 < rows[3]
-    whole = mt.crown(f)(ball)
+    whole = _bounds(mt.crown)(weights, ball)
     for budget in (1, 40_000, 10**9):
-        part = jax.jit(mt.crown(f, budget=budget))(ball)
+        part = _bounds(functools.partial(mt.crown, budget=budget))(weights, ball)
         np.testing.assert_allclose(part.lower, whole.lower, rtol=1e-12)
 
 
@@ -221,9 +244,11 @@ def test_properties_of_inequalities(method: str) -> None:
         ),
     }
     sound = functools.partial(METHODS[method], sound=True)
-    margins = {}
-    for name, (wanted, reached) in cases.items():
-        margins[name] = float(bounds.property_margin(sound, f, wanted)(ball))
+    found = jit(
+        lambda ball: {name: bounds.property_margin(sound, f, wanted)(ball) for name, (wanted, _) in cases.items()}
+    )
+    margins = {name: float(margin) for name, margin in found(ball).items()}
+    for name, (_, reached) in cases.items():
         assert margins[name] <= reached.min()
         assert margins[name] > reached.min() - 3.0
     assert margins["both"] <= margins["one"]
@@ -272,7 +297,6 @@ def test_windows_are_what_crown_uses() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "tightened", watched)
-        mt.crown(lambda x: jax.nn.relu(conv(jax.nn.relu(conv(x))[0])).sum())(
-            mt.linf_ball(np.zeros((9, 9, 2), "f4"), 0.1)
-        )
+        bound = mt.crown(lambda x: jax.nn.relu(conv(jax.nn.relu(conv(x))[0])).sum())
+        jax.eval_shape(bound, mt.linf_ball(np.zeros((9, 9, 2), "f4"), 0.1))
     assert any(found is not None for found in taken)

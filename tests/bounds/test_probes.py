@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit, quick_jit
 from jax import lax
 
 import mixtrain_jax as mt
@@ -22,8 +23,6 @@ import mixtrain_jax as mt
 Net = Callable[[jax.Array], jax.Array]
 
 METHODS = {"ibp": mt.ibp, "crown_ibp": mt.crown_ibp, "symbolic": mt.symbolic, "crown": mt.crown}
-# Hundreds of programs are compiled here and run for microseconds.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +88,7 @@ def reached(f: Net, ball: mt.Interval, samples: int = 300, steps: int = 6) -> mt
 
     with jax.enable_x64(True):
         ends = (np.asarray(end, np.float64) for end in (ball.lower, ball.upper))
-        found = jax.device_get(jit(jax.vmap(of_box, (0, 0, None)))(*ends, t))
+        found = jax.device_get(quick_jit(jax.vmap(of_box, (0, 0, None)))(*ends, t))
     assert found[0].dtype == np.float64
     return mt.Interval(*found)
 

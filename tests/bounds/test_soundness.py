@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit, quick_jit
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -20,8 +21,6 @@ from mixtrain_jax.attacks import pgd
 METHODS = {"ibp": mt.ibp, "crown_ibp": mt.crown_ibp, "symbolic": mt.symbolic, "crown": mt.crown}
 SEEDS = st.integers(0, 2**31)
 RADII = st.sampled_from([0.0, 1e-6, 1e-3, 0.03, 0.1, 0.5, 3.0])
-# Hundreds of programs are compiled here and run for microseconds.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +57,7 @@ def _outputs(network: str) -> Any:
         attacked = pgd(key, apply, x, labels, ball, steps=20, restarts=2)
         return jax.lax.map(apply, jnp.concatenate([inside, attacked[None]]))
 
-    return jit(outputs)
+    return quick_jit(outputs)
 
 
 def _case(network: str, seed: int, dtype: type) -> tuple[Any, jax.Array, jax.Array]:
