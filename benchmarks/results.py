@@ -28,9 +28,9 @@ from mixtrain_jax.report.plots import STYLE, svg
 
 PAGE = """# Results
 
-Every number is of the whole test set; certificates hold in floating point (`sound=True`). A run is measured as it ended,
-or where its config says `choose = "best"` at its best on held-out training examples, which also choose settings: nothing
-is chosen on test images.
+Every number is of the whole test set; certificates hold in floating point (`sound=True`). A run is measured as it
+ended, or where its config says `choose = "best"` at its best on held-out training examples, which also choose settings:
+nothing is chosen on test images.
 Accuracies are in %, mean over seeds ± standard deviation of one seed, from two seeds on. A difference comes with its
 standard error, paired by seed where it can be, and counts as noise up to two of them; with two or three seeds
 that error is itself rough. "-" stands for what is not known or not run.

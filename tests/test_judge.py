@@ -69,6 +69,21 @@ def test_every_image_is_verified_attacked_and_clean_in_this_order(net, norm, jud
     assert set(at.seconds) >= {CUSTOMARY, "apgd-ce", "apgd-dlr-t", "fab-t", "square", "ibp", "crown"}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_of_many_images_none_is_both_proved_and_broken(seed):
+    """The judge itself raises an error where one is; here there are enough of both kinds."""
+    logits_fn = networks.mlp(seed, 9, 4, width=12)
+    split = networks.labelled(logits_fn, networks.images(seed, 500))
+    attacks = {"pgd": functools.partial(pgd, steps=20, restarts=2)}
+    methods = certify.methods(["ibp", "crown"], sound=False)
+    at = certify.evaluate(
+        *(jax.random.key(seed), logits_fn, split, Threat(0.05)), attacks=attacks, methods=methods, batch_size=500
+    )
+    assert at.verified.sum() > 50
+    assert (~at.attacked).sum() > 20
+    assert not (at.verified & ~at.attacked).any()
+
+
 def test_methods_after_the_first_see_what_is_open_alone(judged):
     at = judged.evaluation
     assert set(at.proved_by) <= {"", "ibp", "crown"}
