@@ -65,7 +65,9 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"Cannot use {self.path} as a folder: {error.strerror}. Choose another.") from error
+            raise ConfigError(
+                f"Cannot use {self.path} as workdir: {error.strerror}. Choose another --workdir or --out."
+            ) from error
 
     def _claim(self, config: Config) -> None:
         path = self.path / "config.json"
