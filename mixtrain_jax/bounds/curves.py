@@ -262,7 +262,12 @@ def _above(curve: Curve, lower: Array, upper: Array) -> tuple[Array, Array]:
     else:
         slope = _slope_of_one_piece(curve, lower, upper)
     # The line touches the curve at an end or at the midpoint; the highest of the three also covers rounding.
-    return slope, _highest(curve.f, slope, (lower, middle, upper))
+    offset = _highest(curve.f, slope, (lower, middle, upper))
+    if curve.inflections and curve.pole is None:
+        # But for a slope that is off by a rounding: over a wide box it touches elsewhere.
+        missed = _supremum(curve, lower, upper, slope) - offset
+        offset += lax.stop_gradient(jnp.maximum(missed, 0))
+    return slope, offset
 
 
 def _slope_of_one_piece(curve: Curve, lower: Array, upper: Array) -> Array:
