@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mixtrain_jax.bounds import curves
@@ -123,6 +123,7 @@ def test_lines_and_ranges_hold_a_grid_in_float64(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", [*SHAPES, "GELU_TANH"])
 @few
+@example(seed=1)  # wide boxes in which tanh is flat but for rounding
 @given(seed=SEEDS)
 def test_lines_and_ranges_hold_a_grid_in_float32(name: str, seed: int) -> None:
     _assert_sound(name, seed, np.float32, ulps=8)
