@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mixtrain_jax as mt
-from mixtrain_jax.attacks import Budget, descend, flags, pgd, standard_record
+from mixtrain_jax.attacks import Budget, descend, flags, in_turn, pgd, standard_attacks
 from mixtrain_jax.data import load
 
 BATCH = 64
@@ -95,12 +95,11 @@ def ours(params: Params, norm: str, eps: float, budget: Budget) -> Callable[...,
     logits_fn = functools.partial(logits, params)
 
     def attack(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, Any]:
-        record = standard_record(
-            jax.random.key(0), logits_fn, x, y, ball(norm, x, eps), budget=budget, domain=(0.0, 1.0), batch_size=BATCH
-        )
+        attacks = standard_attacks(budget, (0.0, 1.0))
+        record = in_turn(jax.random.key(0), logits_fn, x, y, ball(norm, x, eps), attacks, batch_size=BATCH)
         names, counts = np.unique(record.broken_by, return_counts=True)
         by = {str(name) or "standing": int(count) for name, count in zip(names, counts, strict=True)}
-        return record.standing, {"broken_by": by, "flags": flags(logits_fn, x, y, record=record)}
+        return record.standing, {"broken_by": by, "flags": flags(logits_fn, x, y, broken_by=record.broken_by)}
 
     return attack
 

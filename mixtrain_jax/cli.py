@@ -56,7 +56,8 @@ def train(arguments: Sequence[str], configs: Path) -> int:
       arguments: the command line after the program's name.
       configs: folder of the experiments.
     """
-    try:
+
+    def act() -> int:
         config, workdir, data_dir = parse(list(arguments), configs)
         # Not before the arguments are known to be good: these imports take seconds.
         from mixtrain_jax.report.display import Display
@@ -64,10 +65,9 @@ def train(arguments: Sequence[str], configs: Path) -> int:
 
         with Display() as display:
             run(config, workdir, display, data_dir)
-    except MixtrainError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        return 0
+
+    return _guarded(act)
 
 
 def judge(arguments: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ def judge(arguments: Sequence[str]) -> int:
           out: Folder of the report; by default judgements/NAME-NORM-EPS.
           data_dir: Folder of the data sets that TensorFlow Datasets prepared. By default that in the environment
             variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
-          params: File of the parameters of an imported model, .npz, .safetensors or .msgpack.
+          params: File of the parameters of an imported model, .npz or .msgpack.
           per_example: Whether an imported model takes one image, not a batch.
         """
         from mixtrain_jax import judging  # takes seconds
@@ -176,7 +176,7 @@ def _guarded(act: Callable[[], int]) -> int:
     try:
         return act()
     except (MixtrainError, BoundsError) as error:
-        print(f"mixtrain: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mixtrain_jax import certify as certify_lib
-from mixtrain_jax import data, foreign
+from mixtrain_jax import data, environment, foreign
 from mixtrain_jax.certify import METHODS, Judgement, Threat
 from mixtrain_jax.errors import CertificateError, ConfigError
 from mixtrain_jax.fingerprints import fingerprint
@@ -106,8 +106,8 @@ def judge(
         "seed": seed,
         "attacks": attacks,
         "params_sha256": fingerprint(subject.params),
-        "device": run.device(),
-        **run.versions(),
+        "device": environment.device(),
+        **environment.versions(environment.TRAINING),
     }
     numbers = {**report.to_json(found, split), **about}
     folder.make()

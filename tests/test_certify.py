@@ -183,7 +183,7 @@ def test_a_split_of_only_wrong_images_leaves_nothing_to_do(key, linear):
     )
     assert found.accuracies() == {"clean_accuracy": 0, "attacked_accuracy": 0, "verified_accuracy": 0}
     curve = measure_curve(
-        key, logits_fn, wrong, found, method=certify.methods(["ibp"])["ibp"], points=3, attack_steps=2, **options
+        key, logits_fn, wrong, found, methods=certify.methods(["ibp"]), points=3, attack_steps=2, **options
     )
     assert (curve.radius == -1).all()
     assert not curve.verified.any()
@@ -201,7 +201,7 @@ def test_an_unsound_method_is_caught_by_the_curve(key, linear):
     _, _, logits_fn, split = linear
     at = evaluate(key, logits_fn, split, Threat(0.01, WIDE), methods=certify.methods(["ibp"]), **ATTACK)
     with pytest.raises(SoundnessError, match="both proved and broken"):
-        measure_curve(key, logits_fn, split, at, method=claims(1e3), reach=100, points=3, attack_steps=5)
+        measure_curve(key, logits_fn, split, at, methods={"claim": claims(1e3)}, reach=100, points=3, attack_steps=5)
 
 
 def test_poll_sees_progress_and_can_stop(key, linear):
@@ -228,12 +228,11 @@ def test_poll_sees_progress_and_can_stop(key, linear):
     with pytest.raises(Enough):
         evaluate(key, logits_fn, split, Threat(0.06, WIDE), poll=stop, **options)
     with pytest.raises(Enough):
-        measure_curve(key, logits_fn, split, at, method=certify.methods(["ibp"])["ibp"], batch_size=8, poll=stop)
+        measure_curve(key, logits_fn, split, at, methods=certify.methods(["ibp"]), batch_size=8, poll=stop)
 
 
 def curve_of(key, logits_fn, split, at, name, **options):
-    method = certify.methods([name])[name]
-    return measure_curve(key, logits_fn, split, at, **{"method": method, "attack_steps": 8, **options})
+    return measure_curve(key, logits_fn, split, at, methods=certify.methods([name]), attack_steps=8, **options)
 
 
 def test_the_curve_falls_and_agrees_with_the_evaluation_at_its_radius(key, random):
@@ -258,12 +257,12 @@ def test_the_curve_falls_and_agrees_with_the_evaluation_at_its_radius(key, rando
 def test_the_curve_knows_what_the_evaluation_proved_or_broke(key, sure, eps):
     logits_fn, split = sure
     at = evaluate(key, logits_fn, split, Threat(eps, PIXELS), methods={}, **ATTACK)
-    nothing = {"name": "ibp", "method": claims(-1.0), "attack_steps": 1}
+    nothing = {"methods": {"claim": claims(-1.0)}, "attack_steps": 1}
     here = np.argmin(np.abs(np.linspace(0, 2.5 * eps, 21) - eps))
     broken = dataclasses.replace(at, attacked=np.zeros_like(at.clean))
-    assert curve_of(key, logits_fn, split, broken, **nothing).attacked[here] == 0
+    assert measure_curve(key, logits_fn, split, broken, **nothing).attacked[here] == 0
     proved = dataclasses.replace(at, verified=at.clean)
-    assert curve_of(key, logits_fn, split, proved, **nothing).verified[here] == 1
+    assert measure_curve(key, logits_fn, split, proved, **nothing).verified[here] == 1
 
 
 def test_the_proved_radius_of_a_linear_network_is_the_closed_form(key, linear):

@@ -78,7 +78,7 @@ def test_chunks_are_padded_reported_and_compiled_once(key):
 
     x, labels, ball = problem(11)
     plain = functools.partial(pgd, steps=5, restarts=1)
-    attack = chunked(plain, 4, lambda done, total: polled.append((done, total)))
+    attack = chunked(plain, 4, lambda what, done, total: polled.append((done, total)))
     found = attack(key, logits_fn, x, labels, ball)
     assert polled == [(4, 11), (8, 11), (11, 11)]
     assert traces == [(4, 3, 3, 1)] * 2  # a look and a step
@@ -102,7 +102,7 @@ def test_chunks_hand_on_euclidean_balls_and_targets(key):
 
 
 def test_chunks_can_be_stopped(key):
-    def stop(done, total):
+    def stop(what, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

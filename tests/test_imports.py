@@ -22,17 +22,18 @@ ALLOWED = {
     "mixing": {"bounds"},
     "config": {"errors"},
     "fingerprints": set(),
+    "environment": {"__version__"},
     "checkpoints": {"errors", "fingerprints"},
     "certify": {
-        *("bounds", "losses", "attacks", "subsample", "mixing", "data", "errors", "fingerprints", "__version__"),
+        *("bounds", "losses", "attacks", "subsample", "mixing", "data", "environment", "errors", "fingerprints"),
     },
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "certify"),
-        *("checkpoints", "config", "data", "errors", "fingerprints", "models", "report", "__version__"),
+        *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "models", "report"),
     },
     "foreign": {"errors"},
-    "judging": {"certify", "data", "errors", "fingerprints", "foreign", "report", "training"},
+    "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "training"},
     "cli": {"__version__", "bounds", "config", "errors", "judging", "report", "training"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

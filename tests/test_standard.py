@@ -8,7 +8,7 @@ import scipy.optimize
 import small_networks as networks
 
 import mixtrain_jax as mt
-from mixtrain_jax.attacks import Budget, apgd, apgd_targeted, fab_targeted, flags, square, standard, standard_record
+from mixtrain_jax.attacks import Budget, apgd, dlr, fab, flags, in_turn, square, standard, standard_attacks, targeted
 from mixtrain_jax.attacks.apgd import _windows
 from mixtrain_jax.attacks.fab import nearest
 
@@ -51,10 +51,14 @@ def bounded(norm):
     return ball, np.asarray(jax.jit(bound)(ball, RIGHT.labels[:8])).min(-1)
 
 
+def ensemble(key, logits_fn, x, labels, ball, *, budget=SMALL, domain=None, **options):
+    return in_turn(key, logits_fn, x, labels, ball, standard_attacks(budget, domain), batch_size=8, **options)
+
+
 ATTACKS = {
     "apgd": functools.partial(apgd, steps=12, restarts=2),
-    "apgd_targeted": functools.partial(apgd_targeted, steps=12),
-    "fab": functools.partial(fab_targeted, steps=6, restarts=2),
+    "apgd_targeted": targeted(functools.partial(apgd, steps=12, objective=dlr)),
+    "fab": functools.partial(fab, steps=6, restarts=2),
     "square": functools.partial(square, queries=60),
     "standard": functools.partial(standard, budget=SMALL, batch_size=8),
 }
@@ -92,8 +96,7 @@ def test_the_record_says_what_the_inputs_do(key, norm):
     labels = RIGHT.labels.copy()
     labels[:3] = (labels[:3] + 1) % 4
     ball, calls = ball_of(norm, RIGHT.images, 0.05 if norm == "linf" else 0.15), []
-    options = {"budget": SMALL, "batch_size": 8, "domain": DOMAIN}
-    record = standard_record(key, MLP, RIGHT.images, labels, ball, poll=lambda *call: calls.append(call), **options)
+    record = ensemble(key, MLP, RIGHT.images, labels, ball, domain=DOMAIN, poll=lambda *call: calls.append(call))
     assert record.attacks == ("apgd-ce", "apgd-dlr-t", "fab-t", "square")
     assert_inside(record.adversarial, RIGHT.images, ball)
     right = np.asarray(MLP(jnp.asarray(record.adversarial))).argmax(-1) == labels
@@ -102,7 +105,8 @@ def test_the_record_says_what_the_inputs_do(key, norm):
     np.testing.assert_array_equal(record.adversarial[:3], RIGHT.images[:3])
     assert 3 < record.standing.sum() < 15
     assert set(record.broken_by) <= {"", "clean", *record.attacks}
-    np.testing.assert_array_equal(standard(key, MLP, RIGHT.images, labels, ball, **options), record.adversarial)
+    alone = standard(key, MLP, RIGHT.images, labels, ball, budget=SMALL, batch_size=8, domain=DOMAIN)
+    np.testing.assert_array_equal(alone, record.adversarial)
     for name in record.attacks:
         done = [call[1] for call in calls if call[0] == name]
         assert done == sorted(done)
@@ -123,26 +127,23 @@ def test_without_steps_apgd_returns_nothing_worse_than_the_input(key, restarts):
 
 def test_it_breaks_all_that_one_attack_breaks(key):
     x, labels, (ball, _) = RIGHT.images[:8], RIGHT.labels[:8], bounded("linf")
-    record = standard_record(key, MLP, x, labels, ball, budget=SMALL, batch_size=8)
+    record = ensemble(key, MLP, x, labels, ball)
     for name in ("apgd", "apgd_targeted", "fab"):
         alone = margins(MLP, ATTACKS[name](key, MLP, x, labels, ball), labels)
         assert not (record.standing & (alone < -1e-4)).any()
 
 
 def test_budgets_of_zero_leave_attacks_out_and_no_examples_are_fine(key):
-    options = {"batch_size": 8}
     ball = mt.linf_ball(RIGHT.images, 0.05, DOMAIN)
     for budget, names in [
         (Budget(0, 0, 0), ()),
         (Budget(12, 0, 0), ("apgd-ce",)),
         (Budget(0, 3, 40), ("square",)),
     ]:
-        record = standard_record(key, MLP, RIGHT.images, RIGHT.labels, ball, budget=budget, **options)
+        record = ensemble(key, MLP, RIGHT.images, RIGHT.labels, ball, budget=budget)
         assert record.attacks == names
         assert set(record.broken_by) - {""} == set(names)
-    none = standard_record(
-        key, MLP, RIGHT.images[:0], RIGHT.labels[:0], mt.linf_ball(RIGHT.images[:0], 0.1), budget=SMALL, **options
-    )
+    none = ensemble(key, MLP, RIGHT.images[:0], RIGHT.labels[:0], mt.linf_ball(RIGHT.images[:0], 0.1))
     assert none.adversarial.shape == (0, 3, 3, 1)
     assert none.broken_by.shape == (0,)
 
@@ -154,8 +155,8 @@ def test_inside_jit_it_says_where_it_runs(key):
 
 def test_an_honest_network_raises_no_flag(key):
     ball = mt.linf_ball(RIGHT.images, 0.05, DOMAIN)
-    record = standard_record(key, MLP, RIGHT.images, RIGHT.labels, ball, budget=SMALL, batch_size=8)
-    assert flags(MLP, RIGHT.images, RIGHT.labels, record=record) == []
+    record = ensemble(key, MLP, RIGHT.images, RIGHT.labels, ball)
+    assert flags(MLP, RIGHT.images, RIGHT.labels, broken_by=record.broken_by) == []
 
 
 # --- its parts, on networks that are linear -----------------------------------------------------------------------
@@ -187,7 +188,8 @@ def test_targeted_apgd_breaks_exactly_what_a_linear_network_lets_it(key):
     split = networks.labelled(logits_fn, networks.images(1, 64))
     margin, fall = networks.exact_margins(w, b, split)
     worst = (margin - 0.05 * fall).min(-1)
-    found = apgd_targeted(key, logits_fn, split.images, split.labels, mt.linf_ball(split.images, 0.05), steps=40)
+    attack = targeted(functools.partial(apgd, steps=40, objective=dlr))
+    found = attack(key, logits_fn, split.images, split.labels, mt.linf_ball(split.images, 0.05))
     assert 10 < (worst < 0).sum() < 54
     np.testing.assert_array_equal(margins(logits_fn, found, split.labels) < 0, worst < 0)
 
@@ -258,7 +260,7 @@ def test_fab_finds_the_least_distance_of_a_linear_network(key, norm):
     w, b, logits_fn = networks.linear(4, 9, 4)
     split = networks.labelled(logits_fn, np.round(networks.images(5, 16), 1))  # some pixels at the ends
     ball = ball_of(norm, split.images, 5.0)  # the whole domain
-    found = np.asarray(fab_targeted(key, logits_fn, split.images, split.labels, ball, steps=30), np.float64)
+    found = np.asarray(fab(key, logits_fn, split.images, split.labels, ball, steps=30), np.float64)
     margin, _ = networks.exact_margins(w, b, split)
     solve, met, at_the_end = linear_program if norm == "linf" else quadratic_program, 0, 0
     for i, label in enumerate(split.labels):
@@ -283,7 +285,7 @@ def test_fab_breaks_exactly_what_a_linear_network_lets_it(key):
     margin, fall = networks.exact_margins(w, b, split)
     breakable = (margin - 0.15 * fall).min(-1) < 0
     ball = mt.linf_ball(split.images, 0.15)
-    found = fab_targeted(key, logits_fn, split.images, split.labels, ball, steps=30)
+    found = fab(key, logits_fn, split.images, split.labels, ball, steps=30)
     assert 2 < breakable.sum() < 14
     np.testing.assert_array_equal(margins(logits_fn, found, split.labels) < 0, breakable)
     assert_inside(found, split.images, ball)
@@ -348,7 +350,7 @@ def test_it_compiles_once_however_many_examples_stand(key):
     for images, eps in [(21, 0.05), (21, 0.02), (9, 0.05), (3, 0.3), (21, 1.0)]:
         x, labels = RIGHT.images[:images], RIGHT.labels[:images]
         ball = mt.linf_ball(x, eps, DOMAIN)
-        standard_record(key, hidden, x, labels, ball, budget=SMALL, batch_size=8)
+        ensemble(key, hidden, x, labels, ball)
         counts.append(len(TRACES))
     assert counts == [counts[0]] * 5
     assert set(TRACES) == {(8, 3, 3, 1)}
@@ -357,9 +359,12 @@ def test_it_compiles_once_however_many_examples_stand(key):
 def test_what_gradients_cannot_break_and_square_can_raises_its_flag(key):
     split = networks.labelled(hidden, RIGHT.images)
     ball = mt.linf_ball(split.images, 0.08, DOMAIN)
-    record = standard_record(key, hidden, split.images, split.labels, ball, budget=SMALL, batch_size=8)
+    record = ensemble(key, hidden, split.images, split.labels, ball)
     share = (record.broken_by == "square").mean()
     assert share > 0.05
-    raised = flags(hidden, split.images, split.labels, record=record)
-    assert f"square: it broke {share:.1%} of the examples after attacks with gradients had failed" in raised
+    raised = flags(hidden, split.images, split.labels, broken_by=record.broken_by)
+    assert (
+        f"square: without gradients it broke {share:.1%} of the examples after attacks with gradients had failed"
+        in raised
+    )
     assert any(found.startswith("zero gradient") for found in raised)

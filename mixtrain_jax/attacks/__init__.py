@@ -1,34 +1,34 @@
 """Attacks on whole batches: pure functions of a key, a network and a ball, `-> x_adv`."""
 
-from mixtrain_jax.attacks.apgd import apgd, apgd_targeted
+from mixtrain_jax.attacks.apgd import apgd
 from mixtrain_jax.attacks.checks import flags
 from mixtrain_jax.attacks.combinators import bpda, chunked, eot, restarts, targeted, worst_of
-from mixtrain_jax.attacks.fab import fab_targeted
+from mixtrain_jax.attacks.fab import fab
 from mixtrain_jax.attacks.feature import feature
-from mixtrain_jax.attacks.in_turn import EachTarget, Record, in_turn
+from mixtrain_jax.attacks.in_turn import Record, in_turn
 from mixtrain_jax.attacks.interval_attack import interval_attack
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr, margin
 from mixtrain_jax.attacks.pgd import descend, fgsm, pgd
-from mixtrain_jax.attacks.search import Attack
+from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll
 from mixtrain_jax.attacks.square import square
-from mixtrain_jax.attacks.standard import QUICK, Budget, standard, standard_attacks, standard_record
+from mixtrain_jax.attacks.standard import QUICK, Budget, standard, standard_attacks
 
 __all__ = [
     "QUICK",
     "Attack",
     "Budget",
-    "EachTarget",
+    "LogitsFn",
     "Objective",
+    "Poll",
     "Record",
     "apgd",
-    "apgd_targeted",
     "bpda",
     "chunked",
     "cross_entropy",
     "descend",
     "dlr",
     "eot",
-    "fab_targeted",
+    "fab",
     "feature",
     "fgsm",
     "flags",
@@ -40,7 +40,6 @@ __all__ = [
     "square",
     "standard",
     "standard_attacks",
-    "standard_record",
     "targeted",
     "worst_of",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.geometry import check_norm, project, spread, steepest, uniform
-from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr, likeliest, margin
+from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Interval
 
@@ -98,54 +98,6 @@ def apgd(
 
     _, (look,) = stepwise(_looking, logits_fn, arrays=(key, x, labels, ball, targets))
     return loop(0, restarts, start, (x, look(x, labels)[1]))[0]
-
-
-def apgd_targeted(
-    key: jax.Array,
-    logits_fn: LogitsFn,
-    x: jax.Array,
-    labels: jax.Array,
-    ball: Interval,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 9,
-    objective: Objective = dlr,
-    rho: float = 0.75,
-) -> jax.Array:
-    """`apgd` at the classes that are most likely beside the label at `x`, one after the other.
-
-    Args:
-      key: as for `apgd`.
-      logits_fn: as for `apgd`.
-      x: as for `apgd`.
-      labels: as for `apgd`.
-      ball: as for `apgd`.
-      steps: as for `apgd`, for each target and start.
-      restarts: as for `apgd`, for each target.
-      targets: number of classes to aim at; all others where there are fewer.
-      objective: as for `apgd`, with targets.
-      rho: as for `apgd`.
-
-    Returns:
-      As `apgd`, over all targets.
-
-    Raises:
-      BoundsError: where the ball is of the l1 norm.
-    """
-    x, labels = jnp.asarray(x), jnp.asarray(labels)
-    loop, (look,) = stepwise(_looking, logits_fn, arrays=(key, x, labels, ball))
-    classes = likeliest(look(x, labels)[0], labels, targets)
-
-    def one(i: Any, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        best, least = found
-        options: dict[str, Any] = {"steps": steps, "restarts": restarts, "objective": objective, "rho": rho}
-        met = apgd(jax.random.fold_in(key, i), logits_fn, x, labels, ball, targets=classes[:, i], **options)
-        met_margin = look(met, labels)[1]
-        lower = met_margin < least
-        return jnp.where(spread(lower, x), met, best), jnp.where(lower, met_margin, least)
-
-    return loop(0, classes.shape[1], one, (x, look(x, labels)[1]))[0]
 
 
 def _windows(steps: int) -> np.ndarray:

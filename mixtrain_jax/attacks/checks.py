@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.attacks.in_turn import Record
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr
 from mixtrain_jax.attacks.search import LogitsFn
 
@@ -20,7 +19,7 @@ _LOOPS = ("while", "scan", "pure_callback", "io_callback", "ffi_call")
 _FLAT = ("round", "floor", "ceil", "sign", "custom_vjp_call")
 
 
-def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Record | None = None) -> list[str]:
+def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, broken_by: np.ndarray | None = None) -> list[str]:
     """Reasons to doubt what the standard ensemble says of a network, each a short message with what was measured.
 
     Five kinds, as the reference implementation has them. A message begins with its kind:
@@ -30,20 +29,20 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Recor
     * `softmax`: outputs are probabilities. Their gradients vanish where the network is sure; give the logits.
     * `zero gradient`: the share of inputs at which the gradient of the cross-entropy or of the DLR is exactly zero,
       among those that are classified rightly, or that there is none at all.
-    * `square`: the gradient-free attack broke more than 0.2 % of the examples after the others had failed on them, as
-      the record tells, a sign of masked gradients.
+    * `square`: the gradient-free attack broke more than 0.2 % of the examples after the others had failed on them, a
+      sign of masked gradients.
     * `loop` or `steps`: what could be an optimisation at inference. JAX shows loops and calls out of the program
       (`while`, `scan`, callbacks), rounding and gradients by hand (`custom_vjp`). It doesn't show an optimisation that
       is unrolled: gradients in a network look like any other of its layers.
 
-    A network without any of them can be overrated too. Everything is measured on the given inputs in one batch, outside
-    `jax.jit`.
+    A network without any of them can be overrated too. Everything but the share of `square` is measured on the given
+    inputs in one batch, outside `jax.jit`.
 
     Args:
       logits_fn: `[n, ...] -> [n, classes]`.
       x: inputs `[n, ...]`, some hundred.
       labels: integer labels `[n]`.
-      record: of the ensemble, from `standard_record`.
+      broken_by: which attack of the ensemble broke each example of a data set, as in its `Record`, `[any]`.
     """
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     first, second = (np.asarray(logits_fn(x), np.float64) for _ in range(2))
@@ -54,7 +53,7 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, record: Recor
         _randomised(first, second, found),
         _softmax(first),
         *(_zero_gradient(logits_fn, x, labels, right, name, objective) for name, objective in gradients.items()),
-        _square(record),
+        _square(broken_by),
         _named("loop", found, _LOOPS),
         _named("steps", found, _FLAT),
     ]
@@ -87,13 +86,11 @@ def _zero_gradient(
     return f"zero gradient: that of the {name} is 0 on {zero.mean():.1%} of the inputs" if zero.any() else ""
 
 
-def _square(record: Record | None) -> str:
-    if record is None or record.attacks[-1:] != ("square",) or len(record.attacks) < 2:
+def _square(broken_by: np.ndarray | None) -> str:
+    share = 0.0 if broken_by is None or not len(broken_by) else float((broken_by == "square").mean())
+    if share <= 2e-3:
         return ""
-    share = float((record.broken_by == "square").mean()) if len(record.broken_by) else 0.0
-    return (
-        f"square: it broke {share:.1%} of the examples after attacks with gradients had failed" if share > 2e-3 else ""
-    )
+    return f"square: without gradients it broke {share:.1%} of the examples after attacks with gradients had failed"
 
 
 def _named(kind: str, found: collections.Counter[str], names: tuple[str, ...]) -> str:

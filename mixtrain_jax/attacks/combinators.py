@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.attacks.search import Best, LogitsFn, looking, stepwise, unknown
+from mixtrain_jax.attacks.objectives import likeliest
+from mixtrain_jax.attacks.search import Best, LogitsFn, Poll, looking, stepwise, unknown
 from mixtrain_jax.bounds import BoundsError, Interval
-
-Poll = Callable[[int, int], None]
-"""`(examples done, examples in all)`; may raise to stop."""
 
 RandomLogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
 """`(key, [n, ...]) -> [n, classes]`, a model that draws random numbers."""
@@ -59,44 +57,53 @@ def worst_of(*attacks: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return run
 
 
-def targeted(attack: Callable[..., jax.Array], classes: int = 9) -> Callable[..., jax.Array]:
+def targeted(attack: Callable[..., jax.Array], classes: int = 9) -> Targeted:
     """The attack at each of the likeliest wrong classes at `x` in turn; the best for each example.
+
+    `in_turn` takes it apart, so that an example that fell at one class is left alone at the others.
 
     Args:
       attack: one that takes `targets`, classes `[n]`, such as `pgd`.
       classes: how many wrong classes to try; all of them where the network has fewer.
     """
     _positive("targeted", "classes", classes)
+    return Targeted(attack, classes)
 
-    def run(
-        key: jax.Array, logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, ball: Interval, **options: Any
+
+@dataclasses.dataclass(frozen=True)
+class Targeted:
+    """What `targeted` makes: an attack that says what it is made of."""
+
+    attack: Callable[..., jax.Array]
+    classes: int
+
+    def __call__(
+        self, key: jax.Array, logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, ball: Interval, **options: Any
     ) -> jax.Array:
+        """The worst over the targets, as an `Attack`."""
         x, labels = jnp.asarray(x), jnp.asarray(labels)
         arrays = (key, x, labels, ball)
         (loop, (look,)), (_, (rank,)) = (stepwise(make, logits_fn, arrays=arrays) for make in (looking, _ranking))
-        likeliest = rank(x, labels)
+        targets = rank(x, labels)
 
         def attempt(i: int | jax.Array, best: Best) -> Best:
-            attack_key, targets = jax.random.fold_in(key, i), likeliest[:, i]
-            return look(best, attack(attack_key, logits_fn, x, labels, ball, targets=targets, **options), labels)
+            aim = {"targets": targets[:, i], **options}
+            return look(best, self.attack(jax.random.fold_in(key, i), logits_fn, x, labels, ball, **aim), labels)
 
-        return loop(0, min(classes, likeliest.shape[1]), attempt, unknown(x)).points
-
-    return run
+        return loop(0, min(self.classes, targets.shape[1]), attempt, unknown(x)).points
 
 
 def _ranking(logits_fn: LogitsFn) -> tuple[Callable[[jax.Array, jax.Array], jax.Array]]:
     def rank(x: jax.Array, labels: jax.Array) -> jax.Array:
         """The wrong classes, likeliest first, `[n, classes - 1]`."""
         logits = logits_fn(x)
-        true = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-        return jnp.argsort(jnp.where(true, jnp.inf, -logits), -1)[:, :-1].astype(labels.dtype)
+        return likeliest(logits, labels, logits.shape[-1])
 
     return (rank,)
 
 
 def chunked(
-    attack: Callable[..., jax.Array], size: int, poll: Poll = lambda done, total: None
+    attack: Callable[..., jax.Array], size: int, poll: Poll = lambda what, done, total: None
 ) -> Callable[..., jax.Array]:
     """The attack on `size` examples at a time, which bounds the memory that it takes.
 
@@ -106,7 +113,8 @@ def chunked(
     Args:
       attack: any.
       size: examples at a time.
-      poll: called with the examples done and all of them after every chunk; whatever it raises ends the attack.
+      poll: called after every chunk with "attack", the examples done and all of them; whatever it raises ends the
+        attack.
     """
     _positive("chunked", "size", size)
 
@@ -119,7 +127,7 @@ def chunked(
             part, some = jax.tree.map(lambda a, rows=rows: a[rows], ((x, labels, ball), options))
             found = attack(jax.random.fold_in(key, first), logits_fn, *part, **some)
             parts.append(jax.block_until_ready(found)[: n - first])
-            poll(min(first + size, n), n)
+            poll("attack", min(first + size, n), n)
         return jnp.concatenate(parts) if parts else jnp.asarray(x)
 
     return run

@@ -26,7 +26,7 @@ class _Search(NamedTuple):
     distance: jax.Array  # of the closest; infinite while there is none
 
 
-def fab_targeted(
+def fab(
     key: jax.Array,
     logits_fn: LogitsFn,
     x: jax.Array,
@@ -35,7 +35,8 @@ def fab_targeted(
     *,
     steps: int = 100,
     restarts: int = 1,
-    targets: int | jax.Array = 9,
+    classes: int = 9,
+    targets: jax.Array | None = None,
     domain: tuple[float, float] | None = None,
     early_exit: bool = False,
 ) -> jax.Array:
@@ -56,8 +57,9 @@ def fab_targeted(
       ball: where the result may be, the domain included: a box, or a Euclidean ball for each example.
       steps: a start, two forward passes and a gradient each.
       restarts: starts for each target: `x` itself, then halfway to uniform points of the ball.
-      targets: number of classes to aim at, those most likely beside the label at `x`, one after the other, all where
-        there are fewer; or one class for each example, `[n]`.
+      classes: number of classes to aim at, those most likely beside the label at `x`, one after the other; all where
+        there are fewer.
+      targets: one class for each example to aim at in their place, `[n]`.
       domain: lowest and highest value of inputs, which holds outside the ball too; without it the search knows those
         limits alone that cut the ball.
       early_exit: stop once every example has an input of another class in its ball, looked at every ten steps; outside
@@ -75,17 +77,14 @@ def fab_targeted(
     euclidean = isinstance(ball, Ball)
     arrays = (key, x, labels, ball, targets)
     loop, (look, begin, advance, finish) = stepwise(_parts, logits_fn, euclidean, domain, arrays=arrays)
-    if isinstance(targets, int):
-        classes = likeliest(look(x, labels)[0], labels, targets)
-    else:
-        classes = jnp.asarray(targets)[:, None]
+    aims = likeliest(look(x, labels)[0], labels, classes) if targets is None else jnp.asarray(targets)[:, None]
     first, box, radius = begin(x, labels, ball)
 
     def broken(search: _Search) -> jax.Array:
         return (search.distance <= radius).all()
 
     def one(i: Any, search: _Search) -> _Search:
-        aim = (x, labels, classes[:, i // restarts], box)
+        aim = (x, labels, aims[:, i // restarts], box)
         start = x
         if restarts > 1:
             anywhere = x + 0.5 * (uniform(jax.random.fold_in(key, i), ball) - x)
@@ -97,7 +96,7 @@ def fab_targeted(
             search = advance(search._replace(points=search.closest), *aim, 1.0, 1.0, _HARDLY_OVER)
         return search
 
-    search = loop(0, classes.shape[1] * restarts, one, first)
+    search = loop(0, aims.shape[1] * restarts, one, first)
     return finish(search.closest, x, labels, ball)
 
 

@@ -5,38 +5,35 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from mixtrain_jax.attacks.combinators import Targeted
 from mixtrain_jax.attacks.geometry import check_ball
 from mixtrain_jax.attacks.objectives import likeliest, margin
-from mixtrain_jax.attacks.search import Attack, LogitsFn, stepwise
+from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll, stepwise
 from mixtrain_jax.bounds import BoundsError, Interval
-
-Poll = Callable[[str, int, int], None]  # (which attack, its runs done, its runs in all); may raise to stop
-
-
-class EachTarget(NamedTuple):
-    """An attack that takes `targets`, to be run once at each of the likeliest wrong classes."""
-
-    attack: Callable[..., jax.Array]
-    classes: int = 9  # at most; all wrong ones where there are fewer
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What attacks did to every example."""
+    """What attacks did to every example.
 
-    adversarial: (
-        np.ndarray
-    )  # [n, ...]: the input of the lowest margin met; the example itself where it was wrong before
-    seen_as: np.ndarray  # [n]: class that the network takes it for
-    broken_by: np.ndarray  # [n], str: "clean" where it was wrong before, else the attack; "" where it stands
-    seconds: dict[str, float]  # spent in each attack, in order, compilation included
+    Attributes:
+      adversarial: the input of the lowest margin met, `[n, ...]`; the example itself where that was wrong before.
+      seen_as: class that the network takes it for, `[n]`.
+      broken_by: str `[n]`, "clean" where the example was wrong before, else the attack; "" where it stands.
+      seconds: spent in each attack, in order, compilation included.
+    """
+
+    adversarial: np.ndarray
+    seen_as: np.ndarray
+    broken_by: np.ndarray
+    seconds: dict[str, float]
 
     @property
     def attacks(self) -> tuple[str, ...]:
@@ -55,17 +52,17 @@ def in_turn(
     x: ArrayLike,
     labels: ArrayLike,
     ball: Interval,
-    attacks: Mapping[str, Attack | EachTarget],
+    attacks: Mapping[str, Attack],
     *,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
 ) -> Record:
     """Run attacks one after the other, each on the examples that are still standing.
 
-    A run is one attack on one example, at one target where it has targets. Runs wait in a queue and go to the device in
-    batches of exactly `batch_size`, the last ones padded, so that nothing is compiled twice and memory does not depend
-    on `n`; those of examples that fell meanwhile are dropped from the queue. Whether an example fell is not for the
-    attack to say: what it returns is classified anew.
+    A run is one attack on one example, at one of the targets where it is `targeted`. Runs wait in a queue and go to the
+    device in batches of exactly `batch_size`, the last ones padded, so that nothing is compiled twice and memory does
+    not depend on `n`; those of examples that fell meanwhile are dropped from the queue. Whether an example fell is not
+    for the attack to say: what it returns is classified anew.
 
     It looks at values between batches, so it does not run inside `jax.jit`.
 
@@ -106,16 +103,16 @@ def in_turn(
 
     for number, (name, attack) in enumerate(attacks.items()):
         started, attack_key = time.monotonic(), jax.random.fold_in(key, number)
-        each = attack if isinstance(attack, EachTarget) else None
-        run = attack.attack if isinstance(attack, EachTarget) else attack
+        run, ranks = attack, 0
+        if isinstance(attack, Targeted):
+            run, ranks = attack.attack, min(attack.classes, targets.shape[1])
         standing = np.flatnonzero(broken_by == "")
-        ranks = min(each.classes, targets.shape[1]) if each else 1
-        queue, rank = np.tile(standing, ranks), np.repeat(np.arange(ranks), len(standing))
+        queue, rank = np.tile(standing, ranks or 1), np.repeat(np.arange(ranks or 1), len(standing))
         total, batch = len(queue), 0
         while len(queue):
             places = _padded(np.arange(min(len(queue), batch_size)), batch_size)
             rows, count = queue[places], min(len(queue), batch_size)
-            aim = {"targets": targets[rows, rank[places]]} if each else {}
+            aim = {"targets": targets[rows, rank[places]]} if ranks else {}
             parts = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (images, labels, ball))
             met = np.asarray(run(jax.random.fold_in(attack_key, batch), logits_fn, *parts, **aim))
             margins, classes, _ = (part[:count] for part in looked(met, rows))

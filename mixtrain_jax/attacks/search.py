@@ -24,6 +24,9 @@ Attack = Callable[[jax.Array, LogitsFn, jax.Array, jax.Array, Interval], jax.Arr
 other one. Options are keywords, set by `functools.partial`.
 """
 
+Poll = Callable[[str, int, int], None]
+"""`(what is done, how many are done, all of them)`; may raise to stop."""
+
 Loop = Callable[..., Any]
 """`(first, last, step, state, done=None)`: the state after `state = step(i, state)` for `i` from first to last.
 

@@ -12,15 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import mixtrain_jax
+from mixtrain_jax import environment
 from mixtrain_jax.certify.evaluation import Evaluation
 from mixtrain_jax.certify.program import read_program
 from mixtrain_jax.data import Split
@@ -113,7 +111,7 @@ def certificates_of(
         domain=(float(np.float32(threat.domain[0])), float(np.float32(threat.domain[1]))),
         shape=shape,
         images=len(split),
-        versions=versions(),
+        versions=environment.versions(environment.PROOF),
     )
     records = [
         Certificate(
@@ -127,13 +125,6 @@ def certificates_of(
         for i in np.flatnonzero(evaluation.verified)
     ]
     return Certificates(header, sealed(header, records))
-
-
-def versions() -> dict[str, str]:
-    """Versions of the software that a proof depends on."""
-    names = ("jax", "jaxlib", "numpy")
-    found = {name: metadata.version(name) for name in names}
-    return {"mixtrain_jax": mixtrain_jax.__version__, **found, "python": platform.python_version()}
 
 
 def image_sha256(image: np.ndarray) -> str:

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from mixtrain_jax import environment
+from mixtrain_jax.attacks import Poll
 from mixtrain_jax.certify import recompute
-from mixtrain_jax.certify.certificates import Certificate, Certificates, image_sha256, intact, versions
+from mixtrain_jax.certify.certificates import Certificate, Certificates, image_sha256, intact
 from mixtrain_jax.certify.program import Program, read_program
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import CertificateError
@@ -44,8 +46,6 @@ _METHODS = {
 }
 _BATCH = 64  # images at a time, where one takes little
 _STEPS = 100  # of gradient ascent, most
-
-Poll = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def verify(
                 margins[i], reasons[i] = margin, reason
             done += len(group)
             poll("check certificates", done, len(todo))
-    now = versions()
+    now = environment.versions(environment.PROOF)
     differ = {name: (then, now.get(name, "none")) for name, then in header.versions.items() if now.get(name) != then}
     return Report(np.array([record.index for record in records], int), tuple(reasons), margins, differ)
 

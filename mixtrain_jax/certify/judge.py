@@ -15,7 +15,8 @@ from mixtrain_jax.attacks import (
     QUICK,
     Attack,
     Budget,
-    EachTarget,
+    LogitsFn,
+    Poll,
     cross_entropy,
     flags,
     interval_attack,
@@ -24,7 +25,7 @@ from mixtrain_jax.attacks import (
 )
 from mixtrain_jax.bounds import Hidden, Method, crown_ibp
 from mixtrain_jax.certify import evaluation as evaluation_lib
-from mixtrain_jax.certify.evaluation import Curve, Evaluation, LogitsFn, Poll, evaluate, measure_curve
+from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 
@@ -32,7 +33,6 @@ METHODS = ("ibp", "symbolic", "crown", "alpha_crown")
 CUSTOMARY = "pgd-20"
 SUITES = ("customary", "quick", "strong")
 _LOOKED_AT = 256  # images, for signs of what misleads attacks
-_SURPRISE = 0.002  # share of images that only an attack without gradients breaks, as the reference ensemble has it
 _GAP = 0.05  # of accuracy, from which a gap between two attacks or to a bound is named
 
 
@@ -91,7 +91,7 @@ def judge(
     threat: Threat,
     *,
     key: jax.Array | None = None,
-    attacks: Mapping[str, Attack | EachTarget] | None = None,
+    attacks: Mapping[str, Attack] | None = None,
     methods: Mapping[str, Method] | None = None,
     curve_examples: int = 0,
     layer_examples: int = 16,
@@ -128,19 +128,16 @@ def judge(
     evaluation = evaluate(key, logits_fn, split, threat, attacks=attacks, methods=chosen, **common)
     curve = None
     if (few := min(curve_examples, len(split))) and chosen:
-        method = chosen[max(chosen, key=lambda name: (evaluation.proved_by == name).sum())]
-        curve = measure_curve(key, logits_fn, split[:few], evaluation.first(few), method=method, **common)
+        curve = measure_curve(key, logits_fn, split[:few], evaluation.first(few), methods=chosen, **common)
     layers = []
     for name in [name for name in ("ibp", "crown") if name in chosen and layer_examples]:
         layers += look_at_layers(name, chosen[name], logits_fn, split[:layer_examples], threat)
-    looked_at = split[
-        np.flatnonzero(evaluation.clean)[:_LOOKED_AT]
-    ].floats()  # what is wrong has reason for no gradient
-    warnings = [*flags(logits_fn, jnp.asarray(looked_at.images), jnp.asarray(looked_at.labels)), *gaps(evaluation)]
-    return Judgement(evaluation, curve, layers, warnings)
+    few = split[:_LOOKED_AT].floats()
+    signs = flags(logits_fn, jnp.asarray(few.images), jnp.asarray(few.labels), broken_by=evaluation.broken_by)
+    return Judgement(evaluation, curve, layers, [*signs, *gaps(evaluation)])
 
 
-def suite(name: str, threat: Threat) -> dict[str, Attack | EachTarget]:
+def suite(name: str, threat: Threat) -> dict[str, Attack]:
     """Attacks by name, cheapest first.
 
     Args:
@@ -155,7 +152,7 @@ def suite(name: str, threat: Threat) -> dict[str, Attack | EachTarget]:
     if name not in SUITES:
         raise ValueError(f"A suite is one of {', '.join(SUITES)}, got {name!r}.")
     step = {"objective": cross_entropy, "random_start": True, "step_size": 2.5 / 20}
-    attacks: dict[str, Attack | EachTarget] = {CUSTOMARY: functools.partial(pgd, steps=20, restarts=1, **step)}
+    attacks: dict[str, Attack] = {CUSTOMARY: functools.partial(pgd, steps=20, restarts=1, **step)}
     if name == "customary":
         return attacks
     attacks |= standard_attacks(QUICK if name == "quick" else Budget(), threat.domain)
@@ -199,11 +196,6 @@ def gaps(evaluation: Evaluation) -> list[str]:
         said.append(
             f"{customary:.1%} of the images withstand {CUSTOMARY} but only {attacked:.1%} the stronger attacks: the "
             "gradients of this network mislead attacks (gradient masking), and its customary number misleads too."
-        )
-    last = (evaluation.broken_by == "square").mean()
-    if last > _SURPRISE:
-        said.append(
-            f"square: an attack without gradients broke {last:.1%} of the images after those with gradients had failed."
         )
     if attacked - verified > _GAP:
         said.append(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import io
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import mixtrain_jax
-from mixtrain_jax import certify, data, mixing, models
+from mixtrain_jax import certify, data, environment, mixing, models
 from mixtrain_jax.attacks import pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
@@ -405,14 +401,12 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     evaluation = certify.evaluate(key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll)
     curve = None
     if few := min(config.curve_examples, len(dataset.test)):
-        # The bound that proved most: tighter ones have little to add, and a radius takes a dozen bounds to find.
-        method = methods[max(methods, key=lambda name: (evaluation.proved_by == name).sum())]
         curve = certify.measure_curve(
             key,
             logits_fn,
             dataset.test[:few],
             evaluation.first(few),
-            method=method,
+            methods=methods,
             attack_steps=config.attack_steps,
             poll=poll,
         )
@@ -429,8 +423,8 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "step": step,
         "params_sha256": fingerprint(params),
         "state_sha256": fingerprint(saved.state),
-        "versions": versions(),
-        "device": device(),
+        "versions": environment.versions(environment.TRAINING),
+        "device": environment.device(),
     }
     content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
     folder.write("report.html", content)
@@ -445,15 +439,3 @@ def certificates(evaluation: certify.Evaluation, split: data.Split) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=split.labels, **{name: getattr(evaluation, name) for name in names})
     return buffer.getvalue()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "mixtrain_jax": mixtrain_jax.__version__, **found}
-
-
-def device() -> str:
-    """The accelerator in words, and the processors of the host."""
-    return f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from mixtrain_jax import losses, subsample
-from mixtrain_jax.attacks import descend
+from mixtrain_jax.attacks import LogitsFn, descend
 from mixtrain_jax.bounds import Method, linf_ball, margins, specification
 from mixtrain_jax.mixing import MixRule, Signals
 from mixtrain_jax.training.state import Totals, TrainState
 
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
-LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class Batch(NamedTuple):
