@@ -3,9 +3,10 @@
     python benchmarks/attack_peers.py [--images 256] [--norms linf l2] [--out benchmarks/attack-peers.json]
 
 The network is a small conv net trained on the digits here, against a one-step attack. The peers are the reference
-ensemble (`pyautoattack`, on PyTorch), once on our JAX network behind an adapter and once on a copy of the
-network in PyTorch, and PGD and FMN of Foolbox on the JAX network. They are not dependencies of this package; one that
-cannot be imported is named and left out. FMN has no radius: an image is broken where its distance is at most eps.
+ensemble (`pyautoattack`, on PyTorch), once on our JAX network behind an adapter and once on a copy of the network in
+PyTorch, PGD and FMN of Foolbox on the JAX network, and PGD of ART (the Adversarial Robustness Toolbox) on its JAX
+classifier. They are not dependencies of this package; one that cannot be imported is named and left out. FMN has no
+radius: an image is broken where its distance is at most eps.
 
 Seconds are those of a second call, so nothing compiles in them; those of the first are given beside. The reference is
 called once, its network before that, and so is FMN. All run on the cores that this process may use.
@@ -219,6 +220,45 @@ def foolbox(params: Params, name: str, norm: str, eps: float) -> Callable[..., t
     return attack
 
 
+def art(params: Params, norm: str, eps: float) -> Callable[..., tuple[np.ndarray, Any]]:
+    """PGD of ART, 100 steps and 3 starts, on its JAX classifier."""
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.experimental.estimators.classification import JaxClassifier
+
+    @jax.jit
+    def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy(logits(params, x), y).sum()
+
+    network = JaxClassifier(
+        model=params,
+        predict_func=jax.jit(logits),
+        loss_func=loss,
+        update_func=lambda *_: params,
+        input_shape=(8, 8, 1),
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+    )
+    peer = ProjectedGradientDescent(
+        network,
+        norm=np.inf if norm == "linf" else 2,
+        eps=eps,
+        eps_step=eps / 40,
+        max_iter=100,
+        num_random_init=3,
+        batch_size=BATCH,
+        verbose=False,
+    )
+
+    def attack(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, Any]:
+        found = peer.generate(x, np.eye(10, dtype=np.float32)[y])
+        away = np.asarray(found, np.float64) - x
+        far = np.abs(away).max((1, 2, 3)) if norm == "linf" else np.sqrt(np.square(away).sum((1, 2, 3)))
+        wrong = np.asarray(logits(params, jnp.asarray(found))).argmax(-1) != y
+        return (np.asarray(logits(params, x)).argmax(-1) == y) & ~(wrong & (far <= eps * (1 + 1e-5))), None
+
+    return attack
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +274,8 @@ def measure(params: Params, norm: str, x: np.ndarray, y: np.ndarray, budget: Bud
     if "foolbox" in peers:
         attacks["Foolbox PGD"] = lambda: foolbox(params, "PGD", norm, eps)
         attacks["Foolbox FMN"] = lambda: foolbox(params, "FMN", norm, eps)
+    if "art" in peers:
+        attacks["ART PGD"] = lambda: art(params, norm, eps)
     found: dict[str, Any] = {}
     stands: dict[str, np.ndarray] = {}
     for name, make in attacks.items():
@@ -270,7 +312,7 @@ def table(norm: str, found: dict[str, Any]) -> Table:
 def versions() -> dict[str, str]:
     """What took part."""
     found = {"python": platform.python_version()}
-    for name in ("jax", "jaxlib", "torch", "pyautoattack", "foolbox", "numpy"):
+    for name in ("jax", "jaxlib", "torch", "pyautoattack", "foolbox", "adversarial-robustness-toolbox", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -291,7 +333,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     peers = []
-    for peer in ("pyautoattack", "foolbox"):
+    for peer in ("pyautoattack", "foolbox", "art"):
         try:
             importlib.import_module(peer)
             peers.append(peer)
