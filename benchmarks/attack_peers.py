@@ -1,8 +1,9 @@
 """Our attacks beside those of other libraries: one network, the same images, image by image.
 
-    python benchmarks/attack_peers.py [--images 256] [--norms linf l2] [--out benchmarks/attack-peers.json]
+    python benchmarks/attack_peers.py [--network conv] [--images 500] [--norms linf l2] [--out FILE]
 
-The network is a small conv net trained on the digits here, against a one-step attack. The peers are the reference
+The network is a small conv net, or one with a hidden layer, trained on the digits here against a one-step attack. The
+peers are the reference
 ensemble (`pyautoattack`, on PyTorch), once on our JAX network behind an adapter and once on a copy of the network in
 PyTorch, PGD and FMN of Foolbox on the JAX network, and PGD of ART (the Adversarial Robustness Toolbox) on its JAX
 classifier. They are not dependencies of this package; one that cannot be imported is named and left out. FMN has no
@@ -46,9 +47,16 @@ Params = dict[str, jax.Array]
 # --- the network ----------------------------------------------------------------------------------------------------
 
 
-def initial(key: jax.Array) -> Params:
-    """A conv net of 8x8 images: two layers of 16 and 32 channels, then 10 logits."""
-    shapes = {"a": (3, 3, 1, 16), "b": (4, 4, 16, 32), "c": (512, 10)}
+# Of 8x8 images: convolutions to 16 and 32 channels, then 10 logits; or 512 hidden units, then 10 logits.
+NETWORKS = {
+    "conv": {"a": (3, 3, 1, 16), "b": (4, 4, 16, 32), "c": (512, 10)},
+    "mlp": {"a": (64, 512), "c": (512, 10)},
+}
+
+
+def initial(key: jax.Array, network: str) -> Params:
+    """First weights."""
+    shapes = NETWORKS[network]
     keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
     return {
         name: jax.random.normal(keys[name], shape) * (2 / np.prod(shape[:-1])) ** 0.5 for name, shape in shapes.items()
@@ -58,14 +66,17 @@ def initial(key: jax.Array) -> Params:
 def logits(params: Params, x: jax.Array) -> jax.Array:
     """Logits `[n, 10]` of images `[n, 8, 8, 1]`."""
     conv = functools.partial(jax.lax.conv_general_dilated, padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    x = jax.nn.relu(conv(x, params["a"], (1, 1)))
-    x = jax.nn.relu(conv(x, params["b"], (2, 2)))
+    if "b" in params:
+        x = jax.nn.relu(conv(x, params["a"], (1, 1)))
+        x = jax.nn.relu(conv(x, params["b"], (2, 2)))
+    else:
+        x = jax.nn.relu(x.reshape(len(x), -1) @ params["a"])
     return x.reshape(len(x), -1) @ params["c"]
 
 
-def trained(images: np.ndarray, labels: np.ndarray, eps: float, epochs: int, seed: int) -> Params:
+def trained(network: str, images: np.ndarray, labels: np.ndarray, eps: float, epochs: int, seed: int) -> Params:
     """Weights after Adam on inputs from a one-step attack."""
-    params = initial(jax.random.key(seed))
+    params = initial(jax.random.key(seed), network)
     optimizer = optax.adam(2e-3)
     state = optimizer.init(params)
 
@@ -183,11 +194,14 @@ def copy(params: Params) -> Any:
     """The network in PyTorch."""
     import torch
 
-    a, b = (torch.from_numpy(np.array(params[name]).transpose(3, 2, 0, 1).copy()) for name in "ab")
-    c = torch.from_numpy(np.array(params["c"]))
+    tensors = {name: torch.from_numpy(np.array(leaf)) for name, leaf in params.items()}
+    c = tensors["c"]
+    a, b = (tensors[name].permute(3, 2, 0, 1).contiguous() if "b" in params else tensors["a"] for name in "ab")
 
     class Network(torch.nn.Module):
         def forward(self, x: Any) -> Any:
+            if "b" not in params:
+                return torch.relu(x.flatten(1) @ a) @ c
             x = torch.relu(torch.nn.functional.conv2d(x, a, padding=1))
             x = torch.relu(torch.nn.functional.conv2d(x, b, stride=2, padding=1))
             return x.movedim(1, -1).flatten(1) @ c
@@ -323,7 +337,8 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Train, attack, print a table a norm, keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256, help="of the test set, the first")
+    parser.add_argument("--network", default="conv", choices=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=500, help="of the test set, the first")
     parser.add_argument("--norms", nargs="+", default=list(EPS), choices=list(EPS))
     parser.add_argument("--steps", type=int, default=Budget().steps)
     parser.add_argument("--targets", type=int, default=Budget().targets)
@@ -341,7 +356,7 @@ def main() -> None:
             print(f"{peer} cannot be imported and is left out: {type(error).__name__}: {error}")
     data = load("digits")
     train, test = data.train.floats(), data.test.floats()
-    params = trained(train.images, train.labels, EPS["linf"], arguments.epochs, arguments.seed)
+    params = trained(arguments.network, train.images, train.labels, EPS["linf"], arguments.epochs, arguments.seed)
     x, y = test.images[: arguments.images], test.labels[: arguments.images]
     clean = float((np.asarray(logits(params, x)).argmax(-1) == y).mean())
     print(f"clean accuracy {clean:.2%} of {len(x)} images")

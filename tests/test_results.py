@@ -3,6 +3,7 @@
 import json
 import math
 
+import judged
 import pytest
 import results
 from results_page import numbers, records, studies
@@ -315,3 +316,41 @@ def test_nothing_is_half_written(tmp_path):
         records.write({tmp_path / "a": "new", tmp_path / "missing" / "b": "new"})
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def judgement(folder, verified, warnings=()):
+    """A report of the judge, as far as the page reads it."""
+    folder.mkdir(parents=True)
+    found = {
+        **{"model": "m", "data": "digits", "eps": 0.1, "norm": "linf", "examples": 500, "clean_accuracy": 0.9},
+        **{"pgd_20_accuracy": 0.8, "attacked_accuracy": 0.75, "verified_accuracy": verified},
+        **{"broken_by": {"pgd-20": 50, "square": 25}, "verified_by": {"ibp": 350}, "warnings": list(warnings)},
+        **{"seconds": {"pgd-20": 1.0, "square": 2.0, "ibp": 3.4}, "seed": 0, "params_sha256": "ab" * 32},
+        **{"device": "cpu", "jax": "0.10.2", "attacks": "strong"},
+    }
+    (folder / "judgement.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_judged_models_stand_side_by_side_and_stay_on_the_page(tmp_path, docs, capsys):
+    paths = [judgement(tmp_path / "digits-robust", 0.7), judgement(tmp_path / "digits-pgd", 0.2, ["too loose"])]
+    out = ["--out", str(docs / "judged")]
+    assert judged.main([*map(str, paths), *out]) == 0
+    text = (docs / "judged.md").read_text()
+    assert "## digits, linf eps 0.1, 500 test images" in text
+    assert row(text, "")[1:] == ["pgd", "robust"]
+    assert row(text, "**verified**")[1:] == ["20.0", "70.0"]
+    assert row(text, "neither proved nor broken")[1:] == ["55.0", "5.0"]
+    assert row(text, "`square`")[1:] == ["25", "25"]
+    assert row(text, "`ibp`")[1:] == ["350", "350"]
+    assert row(text, "seconds in all")[1:] == ["6", "6"]
+    assert "Of pgd: too loose." in text
+    again = judgement(tmp_path / "later" / "digits-pgd", 0.3)
+    assert judged.main([str(again), *out]) == 0
+    assert row((docs / "judged.md").read_text(), "**verified**")[1:] == ["30.0", "70.0"]
+    before = (docs / "judged.md").read_text()
+    (again / "judgement.json").write_text("{")
+    assert judged.main([str(again), *out]) == 2
+    assert "no whole report" in capsys.readouterr().err
+    assert judged.main(out) == 0
+    assert (docs / "judged.md").read_text() == before

@@ -91,7 +91,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def by(runs: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+def by(runs: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
     """Runs by a key, in the order of the keys."""
     return {name: list(found) for name, found in itertools.groupby(sorted(runs, key=key), key)}
 

@@ -174,9 +174,20 @@ def _figures(judgement: Judgement, split: Split) -> list[str]:
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    """A table; columns of numbers are set to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    right = [all(_is_number(row[i]) for row in cells) for i in range(len(heads))]
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        of = [f"<{tag} class=of-numbers>" if number else f"<{tag}>" for number in right]
+        parts = (f"{begin}{html.escape(text)}</{tag}>" for begin, text in zip(of, texts, strict=True))
+        return f"<tr>{''.join(parts)}</tr>"
+
+    return f"<table class=grid>{line('th', heads)}{''.join(line('td', row) for row in cells)}</table>"
+
+
+def _is_number(text: str) -> bool:
+    return not text or text.rstrip("%").replace(".", "").replace(",", "").isdigit()
 
 
 def _percent(share: float) -> str:

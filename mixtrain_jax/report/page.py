@@ -18,8 +18,10 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 .number b { display: block; font-size: 1.9rem; line-height: 1.2; }
 .number small, .caption { color: #666; }
 svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: .85rem; } td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
-td:last-child { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-size: .85rem; }
+td, th { padding: .1rem 1.2rem .1rem 0; vertical-align: top; text-align: left; }
+.pairs td:last-child { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+.grid { font-variant-numeric: tabular-nums; } .grid .of-numbers { text-align: right; }
 """
 
 
@@ -92,4 +94,4 @@ def _figures(rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: C
 def pairs(values: Mapping[str, Any]) -> str:
     """A table of names and values."""
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in values.items())
-    return f"<table>{rows}</table>"
+    return f"<table class=pairs>{rows}</table>"

@@ -91,23 +91,29 @@ def image_grid(split: Split, evaluation: Evaluation, count: int = 40) -> str:
         return svg(figure)
 
 
-def broken_images(split: Split, evaluation: Evaluation, count: int = 20) -> str:
-    """The first images that were broken: as they are, the change, and as they were broken."""
+def broken_images(split: Split, evaluation: Evaluation, count: int = 20, across: int = 10) -> str:
+    """The first images that were broken, some across: as they are, the change, and as they were broken."""
     split = split.floats()
     rows = np.flatnonzero(evaluation.broken_by != "")[:count]
     low, high = evaluation.threat.domain
+    bands = -(-len(rows) // across)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(3, len(rows), figsize=(max(2.0, 0.75 * len(rows)), 2.9), squeeze=False)
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.08, hspace=0.3)
-        for column, i in zip(axes.T, rows, strict=True):
+        figure, axes = plt.subplots(3 * bands, across, figsize=(0.95 * across, 3.3 * bands), squeeze=False)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.08, hspace=0.25)
+        for axis in axes.flat:
+            axis.axis("off")
+        for place, i in enumerate(rows):
+            column = axes[3 * (place // across) :, place % across]
             change = evaluation.adversarial[i] - split.images[i]
             shown = (split.images[i], 0.5 + 0.5 * change / max(np.abs(change).max(), 1e-9), evaluation.adversarial[i])
             words = (f"is {split.labels[i]}", "", f"as {evaluation.seen_as[i]}")
-            for axis, image, text, limits in zip(column, shown, words, [(low, high), (0, 1), (low, high)], strict=True):
-                image = (image - limits[0]) / (limits[1] - limits[0])
+            limits = [(low, high), (0, 1), (low, high)]
+            for axis, image, text, (least, most) in zip(column, shown, words, limits, strict=False):
+                image = (image - least) / (most - least)
                 axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1)
                 axis.set(xticks=[], yticks=[])
-                axis.set_title(text, fontsize=7, pad=2)
+                axis.axis("on")
+                axis.set_title(text, fontsize=9, pad=2)
         return svg(figure)
 
 

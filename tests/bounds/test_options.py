@@ -131,6 +131,60 @@ def test_pixels_may_have_radii_of_their_own_and_weights_be_intervals(method: str
         assert np.all(value <= bound.upper)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("method", METHODS)
+def test_margins_of_a_batch_of_balls_are_those_of_each(method: str) -> None:
+    weights, rng = _weights(1, 6, 8, 4), np.random.default_rng(1)
+    x, labels, eps = rng.random((3, 6)), np.array([2, 0, 3]), np.array([0.1, 0.3, 0.2])
+    balls = jax.vmap(lambda point, radius: mt.l2_ball(point, radius, (0.0, 1.0)))(x, eps)
+    margins = mt.margins(METHODS[method], functools.partial(_mlp, weights))
+    found = quick_jit(margins)(balls, labels)
+    for i in range(3):
+        one = margins(mt.l2_ball(x[i], eps[i], (0.0, 1.0)), labels[i])
+        np.testing.assert_allclose(found[i], one, rtol=1e-12)
+        points = np.clip(x[i] + eps[i] * _in_ball(rng, 2, 100, 6), 0, 1)
+        reached = _exact_mlp(weights, points)
+        others = np.delete(reached, labels[i], 1)
+        assert np.all(found[i] <= (reached[:, labels[i], None] - others).min(0) + 1e-12)
+
+
+# --- looking inside -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("method", [mt.symbolic, mt.crown, mt.crown_ibp])
+@pytest.mark.parametrize("norm", [2, np.inf])
+def test_lines_of_these_coefficients_hold_the_function(method: Any, norm: float) -> None:
+    rng = np.random.default_rng(2)
+    weights, rows, x, eps = _weights(2, 6, 16, 16, 3), rng.normal(size=(5, 3)), rng.random(6), 0.3
+    bound, sides = method(functools.partial(_mlp, weights)).coefficients(rows, SETS[norm](x, eps))
+    points = x + eps * _in_ball(rng, norm, 2000, 6)
+    values = _exact_mlp(weights, points) @ rows.T
+    dual = {2: 2, np.inf: 1}[norm]
+    for coefficients, ends, sign in ((sides.lower, bound.lower, 1), (sides.upper, bound.upper, -1)):
+        # A line takes its least value on the ball, sign aside, where the bound is.
+        offset = sign * ends - (sign * coefficients @ x - eps * np.linalg.norm(coefficients, dual, axis=1))
+        assert np.all(points @ (sign * coefficients).T + offset <= sign * values + 1e-9)
+    assert (np.asarray(sides.lower) != np.asarray(sides.upper)).any() == (method is not mt.symbolic)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("method", METHODS)
+def test_boxes_inside_hold_what_the_network_computes_there(method: str) -> None:
+    rng, weights, x = np.random.default_rng(3), _weights(3, 6, 8, 8, 3), np.full(6, 0.5)
+    found = METHODS[method](functools.partial(_mlp, weights)).hidden(mt.linf_ball(x, 0.2))
+    assert [layer.operation for layer in found] == ["max", "max"]
+    assert all("test_options.py" in layer.source for layer in found)
+    points = x + 0.2 * _in_ball(rng, np.inf, 2000, 6)
+    for layer, (matrix, bias) in zip(found, weights, strict=False):
+        points = points @ matrix + bias
+        assert np.all(layer.box.lower - 1e-12 <= points)
+        assert np.all(points <= layer.box.upper + 1e-12)
+        np.testing.assert_array_equal(layer.unstable, (layer.box.lower < 0) & (layer.box.upper > 0))
+        points = np.maximum(points, 0)
+    assert any(layer.unstable.any() for layer in found)
+
+
 # --- the best of several --------------------------------------------------------------------------------------------
 
 JOINED = functools.partial(mt.crown, intersect=(mt.symbolic, mt.crown_ibp))
