@@ -90,6 +90,16 @@ def _tan(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -
     return lambda x: jnp.sin(x) / jnp.cos(x)
 
 
+def _along_dimensions(reduce: Callable[..., jax.Array]) -> Callable[..., Function | None]:
+    """A collective over an axis that `vmap` has made a dimension; None of those over devices."""
+
+    def lower(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+        axes = params["axes"]
+        return (lambda x: reduce(x, axes)) if all(isinstance(axis, int) for axis in axes) else None
+
+    return lower
+
+
 _LOWERINGS: dict[Primitive, Callable[..., Function | None]] = {
     primitives.mul_p: _mul,
     primitives.div_p: _div,
@@ -99,6 +109,9 @@ _LOWERINGS: dict[Primitive, Callable[..., Function | None]] = {
     primitives.reduce_prod_p: _prod,
     primitives.cumprod_p: _cumprod,
     primitives.tan_p: _tan,
+    primitives.psum_p: _along_dimensions(jnp.sum),
+    primitives.pmax_p: _along_dimensions(jnp.max),
+    primitives.pmin_p: _along_dimensions(jnp.min),
 }
 
 

@@ -1,8 +1,8 @@
 """From a JAX function to a flat list of the operations that touch an interval.
 
 The one file of the package that knows how a jaxpr is laid out. Operations whose inputs are all exact are run as they
-are met; calls (`jit`, `custom_jvp`, `custom_vjp`, `remat`) that touch an interval are inlined, loops are unrolled and
-branches joined; operations that others express better are lowered to these, and functions that are known as a whole,
+are met; calls (`jit`, `custom_jvp`, `custom_vjp`, `remat`) that touch an interval are inlined, loops are unrolled, branches
+joined, and shards put together; operations that others express better are lowered to these, and functions that are known as a whole,
 such as `gelu`, become one operation again. What remains is a straight line that every domain walks both ways.
 """
 
@@ -19,7 +19,7 @@ from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
 from mixtrain_jax.bounds import interval as interval_lib
-from mixtrain_jax.bounds import lowering
+from mixtrain_jax.bounds import lowering, sharding
 from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 
@@ -208,6 +208,8 @@ class _Recorder:
             return self.run(eqn.params[_CALLS[eqn.primitive]], operands, sources)
         if eqn.primitive in _CONTROL:
             return _CONTROL[eqn.primitive](self, eqn, operands, sources)
+        if eqn.primitive.name == "shard_map":
+            return self.inline(sharding.unsharded(eqn.params, _CALLS), operands, sources)
         refs = [x if isinstance(x, Ref) else None for x in operands]
         if (better := lowering.find(eqn.primitive, eqn.params, operands, refs)) is not None:
             return self.inline(better, operands, sources)
