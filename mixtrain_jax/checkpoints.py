@@ -79,7 +79,7 @@ class Checkpoints:
                 f"another workdir, then run the same command again. Cause: {_first_line(error)}"
             ) from error
 
-    def restore(self, target: T, tell: Callable[[str], None]) -> T | None:
+    def restore(self, target: T, tell: Callable[[str], None], *, part: bool = False) -> T | None:
         """Read the newest whole checkpoint.
 
         Damaged ones that are newer are moved to a folder `damaged` beside the checkpoints.
@@ -87,6 +87,7 @@ class Checkpoints:
         Args:
           target: a pytree of arrays of the structure, shapes and dtypes that are expected.
           tell: is called with one line for every damaged checkpoint that is passed over.
+          part: whether the checkpoint may hold more than `target`.
 
         Returns:
           A pytree like `target`, or None where there is no checkpoint.
@@ -101,7 +102,7 @@ class Checkpoints:
             except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
                 damaged.append((step, _first_line(error)))
                 continue
-            tree = _fill(target, leaves, f"{self.folder}, step {step}")
+            tree = _fill(target, leaves, f"{self.folder}, step {step}", part)
             for bad, why in damaged:
                 tell(f"checkpoint {bad} is damaged ({why}); moved to {self._discard(bad)}, going on from step {step}")
             return tree
@@ -133,11 +134,11 @@ class Checkpoints:
         return destination
 
 
-def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
+def _fill(target: T, leaves: dict[str, np.ndarray], where: str, part: bool) -> T:
     def pick(path: Any, like: Any) -> jax.Array | np.ndarray:
         name = leaf_name(path)
         if name not in leaves:
-            raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network or optimizer.")
+            raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network, optimizer or version.")
         leaf = leaves[name]
         if leaf.shape != like.shape or leaf.dtype != like.dtype:
             raise CheckpointError(
@@ -148,7 +149,7 @@ def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
 
     filled = jax.tree.map_with_path(pick, target)
     extra = leaves.keys() - by_name(filled).keys()
-    if extra:
+    if extra and not part:
         raise CheckpointError(f"{where} has a leaf {min(extra)} that is not expected here.")
     return filled
 

@@ -325,6 +325,18 @@ def test_an_extra_leaf_is_named(three):
         restored(three, blank()._replace(params=params))
 
 
+def test_a_part_is_restored_where_it_is_asked_for(three):
+    target = blank()._replace(moments=None, seconds=None)
+    found = Checkpoints(three).restore(target, pytest.fail, part=True)
+    assert bits(found) == bits(state(3)._replace(moments=None, seconds=None))
+    with pytest.raises(CheckpointError, match=r"has a leaf moments\.\S+ that is not expected"):
+        restored(three, target)
+    damage(three, 3)  # what is not asked for must be whole too
+    notes = []
+    assert Checkpoints(three).restore(target, notes.append, part=True).step == 2
+    assert len(notes) == 1
+
+
 def test_a_checkpoint_of_another_network_is_left_where_it_is(three):
     with pytest.raises(CheckpointError):
         restored(three, blank()._replace(seconds=np.float32(0)))

@@ -81,6 +81,7 @@ class RunDir:
             theirs = None
         if not isinstance(theirs, dict):
             raise ConfigError(f"{path} is damaged: it is no JSON object. Choose another --workdir.")
+        theirs = {**Config().to_json(), **theirs}  # fields that came later have their defaults
         differ = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
         if differ:
             listed = ", ".join(f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in sorted(differ))
