@@ -1,13 +1,15 @@
 """Checkpoints that are whole or not used: Orbax writes them, a SHA-256 of every leaf vouches for them.
 
 The one file that imports Orbax. Orbax makes a save atomic but does not notice a flipped bit, so each checkpoint
-carries a manifest of shape, dtype and hash per leaf, and is held to it when it is read.
+carries a manifest of shape, dtype and hash per leaf, and is held to it when it is read. Hashes and files are made by a
+thread of our own, not by Orbax's, which would have the hashes beforehand.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last."""
+    """The checkpoints of one run, newest last. As a context manager it waits at the end for the save under way."""
 
     def __init__(self, folder: Path, *, keep: int = 3):
         """Open or create the folder, and sweep what a crash in mid-save left there.
@@ -45,25 +47,56 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"Cannot keep checkpoints in {self.folder}: {error}") from error
+        self._background = futures.ThreadPoolExecutor(max_workers=1)
+        self._saving: futures.Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._settle()
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, damaged or not; None where there is none."""
+        """Step of the newest checkpoint, damaged or not; None where there is none. Waits for the save under way."""
+        self._settle()
         return self._manager.latest_step()
 
     def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint; does nothing where the step has one.
+        """Copy the arrays to the host and write them in the background; does nothing where the step has a checkpoint.
+
+        Waits for the save before it. A checkpoint is whole when `wait` returns.
 
         Args:
           step: steps done.
           tree: a pytree of arrays, none of size 0, with a leaf `step` that holds the same number.
 
         Raises:
-          CheckpointError: where it could not be written, with the step that is still good.
+          CheckpointError: where the save before this one failed, as `wait` has it.
         """
+        self.wait()
         before = self.latest()
         if before == step:
             return
-        leaves = by_name(jax.device_get(tree))
+        # A copy even where the device is the host: the next training step takes the memory of its state.
+        leaves = {name: np.array(leaf) for name, leaf in by_name(jax.device_get(tree)).items()}
+        self._saving = self._background.submit(self._write, step, leaves, before)
+
+    def wait(self) -> None:
+        """Wait until the save under way is whole.
+
+        Raises:
+          CheckpointError: where it could not be written, with the step that is still good.
+        """
+        self._settle()
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _settle(self) -> None:
+        if self._saving is not None:
+            futures.wait([self._saving])
+
+    def _write(self, step: int, leaves: dict[str, np.ndarray], before: int | None) -> None:
         try:
             self._manager.save(
                 step,
@@ -93,8 +126,9 @@ class Checkpoints:
           A pytree like `target`, or None where there is no checkpoint.
 
         Raises:
-          CheckpointError: where there are checkpoints, but none can be used.
+          CheckpointError: where there are checkpoints, but none can be used, or a save before this failed.
         """
+        self.wait()
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:

@@ -73,7 +73,8 @@ def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path)
     shutil.rmtree(folder)
     others = {name: getattr(saved.state, name) for name in ("params", "mix_state")}
     older = {"step": saved.step, "seconds": saved.seconds, "state": {**others, "bad_step": np.int32(-1)}}
-    Checkpoints(folder).save(int(saved.step), older)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(int(saved.step), older)
     with jax.numpy_dtype_promotion("standard"):
         _, params = run.trained(tmp_path / "run", Display())
     assert fingerprint(params) == json.loads((trained / "summary.json").read_text())["params_sha256"]

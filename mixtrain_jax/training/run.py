@@ -88,8 +88,8 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
         summary = folder.summary()
         if summary is None:
             setup = prepare(config, data.load(config.data, data_dir, display.progress))
-            checkpoints = Checkpoints(folder.checkpoints)
-            saved = train(setup, folder, checkpoints, stop, display)
+            with Checkpoints(folder.checkpoints) as checkpoints:
+                saved = train(setup, folder, checkpoints, stop, display)
             summary = finish(setup, saved, folder, stop, display)
         else:
             display.note("This run has ended already; choose another --workdir to run it again.")
@@ -239,14 +239,17 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             # Measuring is no part of the time of training, nor is saving.
             started, now = started + measuring, now + measuring
             state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
-        if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
+        stopping = stop.signal is not None  # looked at once, as it may come at any moment
+        if stopping or done == total or now - saved_at >= config.checkpoint_seconds:
             refuse_non_finite(setup, state, folder, checkpoints)
             now = time.monotonic()
             saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
             checkpoints.save(done, saved)
+            if stopping or done == total:
+                checkpoints.wait()
             saved_at = time.monotonic()
             started += saved_at - now
-        if stop.signal and done < total:
+        if stopping and done < total:
             raise stop.error(f"step {done} of {total} is saved")
     return saved
 
