@@ -132,7 +132,7 @@ class Checkpoints:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                leaves = self._read(step)
+                leaves = read(self.folder, step)
             except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
                 damaged.append((step, _first_line(error)))
                 continue
@@ -147,25 +147,41 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int) -> dict[str, np.ndarray]:
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore())
-        )
-        leaves = {name: np.asarray(value) for name, value in restored["state"].items()}
-        found, expected = manifest(leaves), restored["manifest"]
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise CheckpointError(f"the leaf {name} does not match its SHA-256 manifest")
-        if int(leaves["step"]) != step:
-            raise CheckpointError(f"it holds step {int(leaves['step'])}")
-        return leaves
-
     def _discard(self, step: int) -> Path:
         destination = _free(self.folder.parent / "damaged" / str(step))
         destination.parent.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(destination)
         self._manager.reload()
         return destination
+
+
+def read(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Read a checkpoint and hold it to its manifest, changing nothing in the folder.
+
+    Args:
+      folder: where the checkpoints are.
+      step: which of them.
+
+    Returns:
+      The leaves by name.
+
+    Raises:
+      CheckpointError: naming the leaf that differs from the manifest; where a file is damaged, anything that Orbax or
+        what it is made of raises.
+    """
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            folder.absolute() / str(step),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore()),
+        )
+    leaves = {name: np.asarray(value) for name, value in restored["state"].items()}
+    found, expected = manifest(leaves), restored["manifest"]
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(f"the leaf {name} does not match its SHA-256 manifest")
+    if int(leaves["step"]) != step:
+        raise CheckpointError(f"it holds step {int(leaves['step'])}")
+    return leaves
 
 
 def _fill(target: T, leaves: dict[str, np.ndarray], where: str, part: bool) -> T:

@@ -23,6 +23,7 @@ ALLOWED = {
     "config": {"errors"},
     "fingerprints": set(),
     "checkpoints": {"errors", "fingerprints"},
+    "doctor": {"checkpoints", "config", "errors", "fingerprints", "__version__"},
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "errors", "fingerprints", "__version__"),
     },
@@ -33,7 +34,7 @@ ALLOWED = {
     },
     "foreign": {"errors"},
     "judging": {"certify", "data", "errors", "fingerprints", "foreign", "report", "training"},
-    "cli": {"__version__", "bounds", "config", "errors", "judging", "report", "training"},
+    "cli": {"__version__", "bounds", "config", "doctor", "errors", "judging", "report", "training"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

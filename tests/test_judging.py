@@ -131,5 +131,5 @@ def test_help_and_version(capsys):
         cli.main(["judge", "--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for word in ("verify-certificate", "mixtrain_jax 0", "--attacks", "--norm", "judgements/NAME-NORM-EPS"):
+    for word in ("verify-certificate", "doctor", "mixtrain_jax 0", "--attacks", "--norm", "judgements/NAME-NORM-EPS"):
         assert word in text
