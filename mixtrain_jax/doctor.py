@@ -213,7 +213,10 @@ def _summary(folder: Path, known: _Known) -> Iterator[Finding]:
     if content is None:
         yield Finding("note", "summary.json", f"not there: the run has not ended. To go on, {_AGAIN}.")
         return
-    summary = json.loads(content)
+    try:
+        summary = json.loads(content)
+    except (ValueError, RecursionError):
+        summary = None
     if not isinstance(summary, dict):
         raise MixtrainError(f"is no JSON object. Delete it and {_AGAIN} to certify anew.")
     known.summary = summary

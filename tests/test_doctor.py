@@ -247,6 +247,14 @@ def test_a_file_that_unpacks_to_too_much_is_not_unpacked(run, monkeypatch):
     assert "is larger than 1.0 MB" in told(run, "fault")["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "\0"], ids=["cut", "list", "deep", "nul"])
+def test_a_damaged_summary_is_told_once(run, content):
+    (run / "summary.json").write_text(content)
+    words = "is no JSON object. Delete it and run the same command again to certify anew."
+    assert told(run, "fault") == {"summary.json": words}
+    assert told(run, "ok")["certificates.npz"] == "whole; of 20 images."
+
+
 @pytest.mark.parametrize("name", ["report.html", "certificates.npz"])
 def test_an_ended_run_without_its_results_is_a_fault(run, name):
     (run / name).unlink()
