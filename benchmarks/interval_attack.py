@@ -28,25 +28,16 @@ import mixtrain_jax as mt
 from mixtrain_jax import data
 from mixtrain_jax.attacks import Attack, chunked, interval_attack, margin, pgd
 from mixtrain_jax.certify.evaluation import LogitsFn
-from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training.run import Setup, prepare, restore
-from mixtrain_jax.training.rundir import RunDir
+from mixtrain_jax.training.run import Setup, trained
 
 METHODS: dict[str, Callable[..., Any]] = {"symbolic": mt.symbolic, "crown": mt.crown, "crown_ibp": mt.crown_ibp}
 
 
 def load(path: Path, data_dir: Path | None) -> tuple[Setup, LogitsFn]:
     """The run in a folder and its network, with the weights that the run was measured with."""
-    values = json.loads((path / "config.json").read_text())
-    config = Config(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
-    setup = prepare(config, data.load(config.data, data_dir))
-    saved = restore(setup, Checkpoints(RunDir(path).checkpoints), Display(Console(stderr=True)))
-    if not saved.step:
-        raise SystemExit(f"{path} has no checkpoint; train it first.")
-    chosen = saved.best if saved.best is not None and saved.best.step else saved.state
-    return setup, functools.partial(setup.apply, chosen.params)
+    setup, params = trained(path, Display(Console(stderr=True)), data_dir)
+    return setup, functools.partial(setup.apply, params)
 
 
 def measure(attack: Attack, logits_fn: LogitsFn, split: data.Split, ball: mt.Interval, seed: int) -> dict[str, Any]:

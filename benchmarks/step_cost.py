@@ -23,7 +23,7 @@ import optax
 
 from mixtrain_jax import certify, mixing, models
 from mixtrain_jax.training.run import device
-from mixtrain_jax.training.state import Totals, TrainState
+from mixtrain_jax.training.state import Bad, Totals, TrainState
 from mixtrain_jax.training.steps import Batch, Steps, bounded, make_steps
 
 # Name: network, image shape, batch.
@@ -54,8 +54,8 @@ def prepare(case: str, bound: str, share: int) -> tuple[Steps, TrainState, Batch
         tx=tx,
         steps_per_epoch=4,
     )
-    zero, none = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
-    state = TrainState(zero, params, tx.init(params), rule.init(), jnp.zeros(()), Totals.zeros(), none)
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, tx.init(params), rule.init(), jnp.zeros(()), Totals.zeros(), Bad.none(params))
     return steps, state, examples
 
 

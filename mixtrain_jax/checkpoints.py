@@ -1,13 +1,15 @@
 """Checkpoints that are whole or not used: Orbax writes them, a SHA-256 of every leaf vouches for them.
 
 The one file that imports Orbax. Orbax makes a save atomic but does not notice a flipped bit, so each checkpoint
-carries a manifest of shape, dtype and hash per leaf, and is held to it when it is read.
+carries a manifest of shape, dtype and hash per leaf, and is held to it when it is read. Hashes and files are made by a
+thread of our own, not by Orbax's, which would have the hashes beforehand.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last."""
+    """The checkpoints of one run, newest last. As a context manager it waits at the end for the save under way."""
 
     def __init__(self, folder: Path, *, keep: int = 3):
         """Open or create the folder, and sweep what a crash in mid-save left there.
@@ -45,25 +47,56 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"Cannot keep checkpoints in {self.folder}: {error}") from error
+        self._background = futures.ThreadPoolExecutor(max_workers=1)
+        self._saving: futures.Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._settle()
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, damaged or not; None where there is none."""
+        """Step of the newest checkpoint, damaged or not; None where there is none. Waits for the save under way."""
+        self._settle()
         return self._manager.latest_step()
 
     def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint; does nothing where the step has one.
+        """Copy the arrays to the host and write them in the background; does nothing where the step has a checkpoint.
+
+        Waits for the save before it. A checkpoint is whole when `wait` returns.
 
         Args:
           step: steps done.
           tree: a pytree of arrays, none of size 0, with a leaf `step` that holds the same number.
 
         Raises:
-          CheckpointError: where it could not be written, with the step that is still good.
+          CheckpointError: where the save before this one failed, as `wait` has it.
         """
+        self.wait()
         before = self.latest()
         if before == step:
             return
-        leaves = by_name(jax.device_get(tree))
+        # A copy even where the device is the host: the next training step takes the memory of its state.
+        leaves = {name: np.array(leaf) for name, leaf in by_name(jax.device_get(tree)).items()}
+        self._saving = self._background.submit(self._write, step, leaves, before)
+
+    def wait(self) -> None:
+        """Wait until the save under way is whole.
+
+        Raises:
+          CheckpointError: where it could not be written, with the step that is still good.
+        """
+        self._settle()
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _settle(self) -> None:
+        if self._saving is not None:
+            futures.wait([self._saving])
+
+    def _write(self, step: int, leaves: dict[str, np.ndarray], before: int | None) -> None:
         try:
             self._manager.save(
                 step,
@@ -79,7 +112,7 @@ class Checkpoints:
                 f"another workdir, then run the same command again. Cause: {_first_line(error)}"
             ) from error
 
-    def restore(self, target: T, tell: Callable[[str], None]) -> T | None:
+    def restore(self, target: T, tell: Callable[[str], None], *, part: bool = False) -> T | None:
         """Read the newest whole checkpoint.
 
         Damaged ones that are newer are moved to a folder `damaged` beside the checkpoints.
@@ -87,21 +120,23 @@ class Checkpoints:
         Args:
           target: a pytree of arrays of the structure, shapes and dtypes that are expected.
           tell: is called with one line for every damaged checkpoint that is passed over.
+          part: whether the checkpoint may hold more than `target`.
 
         Returns:
           A pytree like `target`, or None where there is no checkpoint.
 
         Raises:
-          CheckpointError: where there are checkpoints, but none can be used.
+          CheckpointError: where there are checkpoints, but none can be used, or a save before this failed.
         """
+        self.wait()
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                leaves = self._read(step)
+                leaves = read(self.folder, step)
             except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
                 damaged.append((step, _first_line(error)))
                 continue
-            tree = _fill(target, leaves, f"{self.folder}, step {step}")
+            tree = _fill(target, leaves, f"{self.folder}, step {step}", part)
             for bad, why in damaged:
                 tell(f"checkpoint {bad} is damaged ({why}); moved to {self._discard(bad)}, going on from step {step}")
             return tree
@@ -112,19 +147,6 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int) -> dict[str, np.ndarray]:
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore())
-        )
-        leaves = {name: np.asarray(value) for name, value in restored["state"].items()}
-        found, expected = manifest(leaves), restored["manifest"]
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise CheckpointError(f"the leaf {name} does not match its SHA-256 manifest")
-        if int(leaves["step"]) != step:
-            raise CheckpointError(f"it holds step {int(leaves['step'])}")
-        return leaves
-
     def _discard(self, step: int) -> Path:
         destination = _free(self.folder.parent / "damaged" / str(step))
         destination.parent.mkdir(exist_ok=True)
@@ -133,11 +155,40 @@ class Checkpoints:
         return destination
 
 
-def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
+def read(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Read a checkpoint and hold it to its manifest, changing nothing in the folder.
+
+    Args:
+      folder: where the checkpoints are.
+      step: which of them.
+
+    Returns:
+      The leaves by name.
+
+    Raises:
+      CheckpointError: naming the leaf that differs from the manifest; where a file is damaged, anything that Orbax or
+        what it is made of raises.
+    """
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            folder.absolute() / str(step),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore()),
+        )
+    leaves = {name: np.asarray(value) for name, value in restored["state"].items()}
+    found, expected = manifest(leaves), restored["manifest"]
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(f"the leaf {name} does not match its SHA-256 manifest")
+    if int(leaves["step"]) != step:
+        raise CheckpointError(f"it holds step {int(leaves['step'])}")
+    return leaves
+
+
+def _fill(target: T, leaves: dict[str, np.ndarray], where: str, part: bool) -> T:
     def pick(path: Any, like: Any) -> jax.Array | np.ndarray:
         name = leaf_name(path)
         if name not in leaves:
-            raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network or optimizer.")
+            raise CheckpointError(f"{where} has no leaf {name}; it belongs to another network, optimizer or version.")
         leaf = leaves[name]
         if leaf.shape != like.shape or leaf.dtype != like.dtype:
             raise CheckpointError(
@@ -148,7 +199,7 @@ def _fill(target: T, leaves: dict[str, np.ndarray], where: str) -> T:
 
     filled = jax.tree.map_with_path(pick, target)
     extra = leaves.keys() - by_name(filled).keys()
-    if extra:
+    if extra and not part:
         raise CheckpointError(f"{where} has a leaf {min(extra)} that is not expected here.")
     return filled
 

@@ -22,6 +22,7 @@ Neural networks whose robustness is proved.
   train                train a network, and prove how robust it is
   judge                robust accuracy of any model, from both sides
   verify-certificate   recompute what a file of certificates says
+  doctor               what is wrong with the folder of a run, and what to do
 
 mixtrain COMMAND --help explains a command."""
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 usage, 3 not finite, 75 preempted and saved, 130 interrupted."
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         "train": lambda rest: train(rest, Path("configs")),
         "judge": judge,
         "verify-certificate": verify_certificate,
+        "doctor": doctor,
     }
     if name in commands:
         return commands[name](rest)
@@ -165,6 +167,28 @@ def verify_certificate(arguments: Sequence[str]) -> int:
             return 0 if judging.verify(file, source, display, examples=examples) else 1
 
     return _guarded(lambda: _cli(command, "mixtrain verify-certificate", arguments))
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Parse `RUN`, look at the folder of the run, and return the exit code."""
+
+    def command(run: Annotated[Path, tyro.conf.Positional]) -> int:
+        """What is wrong with the folder of a run, and what to do. Nothing in it is changed.
+
+        Exit code 0 where nothing is wrong, 1 where something is.
+
+        Args:
+          run: The folder.
+        """
+        from rich.console import Console
+
+        from mixtrain_jax.doctor import examine, show  # takes seconds
+
+        findings = examine(run)
+        show(Console(highlight=False), run, findings)
+        return int(any(finding.verdict == "fault" for finding in findings))
+
+    return _guarded(lambda: _cli(command, "mixtrain doctor", arguments))
 
 
 def _cli(command: Callable[..., int], program: str, arguments: Sequence[str]) -> int:

@@ -90,6 +90,8 @@ class Config:
     """Decoupled weight decay of AdamW; 0 to 10."""
     clip: Annotated[float, Range(0)] = 10.0
     """Largest global norm of a gradient; at least 0."""
+    bad_steps: Annotated[int, Range(0, 10**6)] = 5
+    """Steps in a row whose loss or gradient may be NaN or infinite; each is skipped, and one more ends the run; 0 to 1000000."""  # noqa: E501  a line of help
     holdout: Annotated[int, Range(1)] = 50
     """Training examples that are held out and only measured on; at least 1."""
     measure: Annotated[int, Range(1)] = 1000

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from typing import NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def pristine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pristine") / "checkpoints"
     checkpoints = Checkpoints(folder)
     for step in (1, 2, 3):
-        checkpoints.save(step, state(step))
+        save(checkpoints, step, state(step))
     return folder
 
 
@@ -70,6 +71,11 @@ def three(pristine, folder):
     """A copy of a folder with the checkpoints of steps 1, 2 and 3."""
     shutil.copytree(pristine, folder)
     return folder
+
+
+def save(checkpoints, step, tree):
+    checkpoints.save(step, tree)
+    checkpoints.wait()
 
 
 def restored(folder, target=None):
@@ -108,7 +114,7 @@ def damage(folder, step):
 
 def test_round_trip_is_bitwise(folder):
     saved = state(7)
-    Checkpoints(folder).save(7, saved)
+    save(Checkpoints(folder), 7, saved)
     found, notes = restored(folder)
     assert bits(found) == bits(saved)
     assert notes == []
@@ -126,8 +132,8 @@ def test_an_empty_folder_restores_nothing(folder):
 
 def test_saving_a_step_again_does_nothing(folder):
     checkpoints = Checkpoints(folder)
-    checkpoints.save(2, state(2))
-    checkpoints.save(2, state(2, seed=1))
+    save(checkpoints, 2, state(2))
+    save(checkpoints, 2, state(2, seed=1))
     assert bits(restored(folder)[0]) == bits(state(2))
 
 
@@ -135,14 +141,14 @@ def test_saving_a_step_again_does_nothing(folder):
 def test_so_many_are_kept(folder, keep):
     checkpoints = Checkpoints(folder, keep=keep)
     for step in range(1, 6):
-        checkpoints.save(step, state(step))
+        save(checkpoints, step, state(step))
     assert sorted(int(path.name) for path in folder.iterdir()) == list(range(6 - keep, 6))
     assert checkpoints.latest() == 5
 
 
 def test_a_step_after_a_restart_is_saved_and_counted_with_the_older_ones(three):
     checkpoints = Checkpoints(three)
-    checkpoints.save(4, state(4))
+    save(checkpoints, 4, state(4))
     assert sorted(int(path.name) for path in three.iterdir()) == [2, 3, 4]
     assert bits(restored(three)[0]) == bits(state(4))
 
@@ -179,7 +185,7 @@ def test_damage_falls_back_tells_and_moves_aside(three, how):
     assert moved.is_dir()
     assert not (three / "3").exists()
     assert checkpoints.latest() == 2
-    checkpoints.save(3, state(3, seed=1))
+    save(checkpoints, 3, state(3, seed=1))
     assert bits(checkpoints.restore(blank(), pytest.fail)) == bits(state(3, seed=1))
     assert bits(restored(three)[0]) == bits(state(3, seed=1))
 
@@ -217,7 +223,7 @@ def test_a_step_damaged_twice_is_moved_where_the_note_says(three):
         damage(three, 3)
         checkpoints, notes = Checkpoints(three), []
         checkpoints.restore(blank(), notes.append)
-        checkpoints.save(3, state(3))
+        save(checkpoints, 3, state(3))
     moved = sorted((three.parent / "damaged").iterdir())
     assert len(moved) == 2
     place = notes[0].split("moved to ")[1].split(", going on")[0]
@@ -265,39 +271,105 @@ def test_what_a_crash_in_mid_save_left_does_not_block(three, name):
     checkpoints = Checkpoints(three)
     assert checkpoints.latest() == 3
     assert bits(checkpoints.restore(blank(), pytest.fail)) == bits(state(3))
-    checkpoints.save(9, state(9))
+    save(checkpoints, 9, state(9))
     assert bits(restored(three)[0]) == bits(state(9))
 
 
-def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(tmp_path):
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(tmp_path, wait):
+    """What is told as saved is there; what is told as under way comes after one that is."""
     code = textwrap.dedent(
-        """
+        f"""
         import sys, itertools
         from pathlib import Path
         import numpy as np
         from mixtrain_jax.checkpoints import Checkpoints
         checkpoints = Checkpoints(Path(sys.argv[1]))
         for step in itertools.count(1):
-            checkpoints.save(step, {"step": np.int64(step), "x": np.full((200, 100), step, np.float32)})
+            checkpoints.save(step, {{"step": np.int64(step), "x": np.full((200, 100), step, np.float32)}})
+            {wait} and checkpoints.wait()
             print(step, flush=True)
         """
     )
     target = {"step": np.int64(0), "x": np.zeros((200, 100), np.float32)}
-    for seed in range(2):
-        folder = tmp_path / f"checkpoints_{seed}"  # its own: Orbax may still be clearing the last one
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
-        for line in itertools.islice(process.stdout, 5):
-            told = int(line)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(np.random.default_rng(seed).uniform(0, 0.1))
-        process.kill()
-        told = max([told, *map(int, process.stdout.read().split())])
-        process.wait()
-        process.stdout.close()
-        found, notes = restored(folder, target)
-        assert notes == []
-        assert found["step"] in (told, told + 1)
-        assert (found["x"] == found["step"]).all()
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    for line in itertools.islice(process.stdout, 5):
+        told = int(line)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(np.random.default_rng(wait).uniform(0, 0.1))
+    process.kill()
+    told = max([told, *map(int, process.stdout.read().split())])
+    process.wait()
+    process.stdout.close()
+    found, notes = restored(tmp_path, target)
+    assert notes == []
+    assert found["step"] in ((told, told + 1) if wait else (told - 1, told, told + 1))
+    assert (found["x"] == found["step"]).all()
+
+
+def test_what_is_saved_is_what_was_there_at_the_call(folder, monkeypatch):
+    """A save is held back until its arrays have changed, NumPy ones in place, those of jax by donation."""
+    checkpoints, write, go = Checkpoints(folder), Checkpoints._write, threading.Event()
+    monkeypatch.setattr(Checkpoints, "_write", lambda *args: (go.wait(60), write(*args)))
+    tree = {"step": np.int64(5), "here": np.arange(1000.0), "there": jnp.arange(1000, dtype=jnp.float32)}
+    checkpoints.save(5, tree)
+    tree["here"] *= -1
+    changed = jax.jit(lambda x: -x - 1, donate_argnums=0)(tree["there"]).block_until_ready()
+    go.set()
+    checkpoints.wait()
+    target = {"step": np.int64(0), "here": np.zeros(1000), "there": jnp.zeros(1000)}
+    found, _ = restored(folder, target)
+    np.testing.assert_array_equal(found["here"], np.arange(1000))
+    np.testing.assert_array_equal(found["there"], np.arange(1000))
+    np.testing.assert_array_equal(changed, -np.arange(1000) - 1)
+
+
+def test_saving_does_not_wait_but_for_the_save_before(folder, monkeypatch):
+    checkpoints, write, go, order = Checkpoints(folder), Checkpoints._write, threading.Event(), []
+
+    def slow(*args):
+        order.append(f"{args[1]} begins")
+        go.wait(60)
+        write(*args)
+        order.append(f"{args[1]} is whole")
+
+    monkeypatch.setattr(Checkpoints, "_write", slow)
+    checkpoints.save(1, state(1))
+    order.append("trained on")
+    go.set()
+    checkpoints.save(2, state(2))
+    assert checkpoints.latest() == 2
+    assert order.index("trained on") < order.index("1 is whole") < order.index("2 begins")
+    with checkpoints:
+        checkpoints.save(3, state(3))
+    assert order[-1] == "3 is whole"
+    assert bits(restored(folder)[0]) == bits(state(3))
+
+
+@pytest.mark.parametrize("then", ["save", "wait", "restore"])
+def test_an_error_of_a_save_comes_with_the_next_call_and_only_once(three, monkeypatch, then):
+    checkpoints = Checkpoints(three)
+    whole = checkpoints._manager.save
+    monkeypatch.setattr(checkpoints._manager, "save", lambda *_, **__: 1 / 0)
+    checkpoints.save(4, state(4))
+    assert checkpoints.latest() == 3
+    monkeypatch.setattr(checkpoints._manager, "save", whole)
+    calls = {
+        "save": lambda: checkpoints.save(5, state(5)),
+        "wait": checkpoints.wait,
+        "restore": lambda: checkpoints.restore(blank(), pytest.fail),
+    }
+    with pytest.raises(CheckpointError, match=r"of step 4 in .* \(step 3 is whole\).*Cause: division by zero"):
+        calls[then]()
+    save(checkpoints, 6, state(6))
+    assert bits(restored(three)[0]) == bits(state(6))
+
+
+def test_a_folder_that_is_removed_is_made_again(three):
+    checkpoints = Checkpoints(three)
+    shutil.rmtree(three.parent)
+    save(checkpoints, 4, state(4))
+    assert bits(restored(three)[0]) == bits(state(4))
 
 
 def test_a_leaf_of_another_shape_is_named(three):
@@ -325,6 +397,18 @@ def test_an_extra_leaf_is_named(three):
         restored(three, blank()._replace(params=params))
 
 
+def test_a_part_is_restored_where_it_is_asked_for(three):
+    target = blank()._replace(moments=None, seconds=None)
+    found = Checkpoints(three).restore(target, pytest.fail, part=True)
+    assert bits(found) == bits(state(3)._replace(moments=None, seconds=None))
+    with pytest.raises(CheckpointError, match=r"has a leaf moments\.\S+ that is not expected"):
+        restored(three, target)
+    damage(three, 3)  # what is not asked for must be whole too
+    notes = []
+    assert Checkpoints(three).restore(target, notes.append, part=True).step == 2
+    assert len(notes) == 1
+
+
 def test_a_checkpoint_of_another_network_is_left_where_it_is(three):
     with pytest.raises(CheckpointError):
         restored(three, blank()._replace(seconds=np.float32(0)))
@@ -350,14 +434,16 @@ def test_a_full_disk_is_an_error_and_the_earlier_checkpoint_stays(three):
         tree = {{"step": np.int64(4), "noise": noise}}
         checkpoints = Checkpoints(Path(sys.argv[1]))
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, {resource.RLIM_INFINITY}))
+        checkpoints.save(4, tree)
         try:
-            checkpoints.save(4, tree)
+            checkpoints.wait()
         except CheckpointError as error:
             print(error)
         print(checkpoints.latest())
         resource.setrlimit(resource.RLIMIT_FSIZE, ({resource.RLIM_INFINITY}, {resource.RLIM_INFINITY}))
         if len(sys.argv) > 2:
             checkpoints.save(4, tree)
+            checkpoints.wait()
             print(checkpoints.latest())
         """
     )

@@ -8,6 +8,9 @@ import pytest
 
 from mixtrain_jax import cli
 from mixtrain_jax.config import Config
+from mixtrain_jax.doctor import examine
+from mixtrain_jax.errors import MixtrainError
+from mixtrain_jax.training.rundir import RunDir
 
 CONFIGS = program.ROOT / "configs"
 TINY = [
@@ -154,6 +157,28 @@ def test_the_same_command_again_tells_the_result_without_training(finished):
     table = first.stdout[first.stdout.index("500 test images, l-inf") :]
     assert table in again.stdout
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_doctor_finds_nothing_wrong_with_it(finished):
+    workdir, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    findings = examine(workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    assert {finding.verdict for finding in findings} == {"ok"}
+    words = {finding.subject: finding.words for finding in findings}
+    assert words["summary.json"] == "agrees with checkpoint 28 on the parameters (step 28, SHA-256)."
+    assert words["certificates.npz"] == "of 500 images; agrees with summary.json."
+
+
+def test_damaged_rows_are_left_out_and_a_damaged_summary_is_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\n[1]\n{"a": 1}\n{"step": "2"}\n{"step": 3}\n{"st')
+    assert RunDir(tmp_path).metrics() == [{"step": 1}, {"step": 3}]
+    assert RunDir(tmp_path).summary() is None
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(
+        MixtrainError, match=r"summary\.json is damaged\. Delete it; the same command then certifies anew"
+    ):
+        RunDir(tmp_path).summary()
 
 
 def test_another_config_in_the_same_folder_exits_with_2_naming_the_field(finished):

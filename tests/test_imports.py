@@ -24,6 +24,7 @@ ALLOWED = {
     "fingerprints": set(),
     "environment": {"__version__"},
     "checkpoints": {"errors", "fingerprints"},
+    "doctor": {"checkpoints", "config", "errors", "fingerprints", "__version__"},
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "environment", "errors", "fingerprints"),
     },
@@ -34,7 +35,7 @@ ALLOWED = {
     },
     "foreign": {"errors"},
     "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "training"},
-    "cli": {"__version__", "bounds", "config", "errors", "judging", "report", "training"},
+    "cli": {"__version__", "bounds", "config", "doctor", "errors", "judging", "report", "training"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,6 +1,7 @@
 """The judge and the check of certificates as their users call them."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mixtrain_jax import cli
+from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.config import Config
+from mixtrain_jax.errors import CheckpointError
+from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.training import run
 
 QUICK = ["--attacks", "customary", "--certify", "ibp", "--curve-examples", "0", "--examples", "40"]
 TINY = ["--epochs", "4", "--width", "16", "--attack-steps", "2", "--attack-restarts", "1", "--points", "2"]
@@ -51,6 +58,28 @@ def test_its_certificates_hold_and_a_changed_one_does_not(judged, trained, tmp_p
     (tmp_path / "changed").write_text("\n".join(changed) + "\n")
     assert cli.main(["verify-certificate", str(tmp_path / "changed"), "--model", str(trained)]) == 1
     assert "1 rejected" in capsys.readouterr().out
+
+
+def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path):
+    """Its config lacks a field, and its checkpoint holds another state of training."""
+    shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["bad_steps"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    folder = tmp_path / "run" / "checkpoints"
+    with jax.numpy_dtype_promotion("standard"):
+        setup = run.prepare(Config(**{**config, "certify": tuple(config["certify"])}))
+    saved = Checkpoints(folder).restore(run.untrained(setup), pytest.fail)
+    shutil.rmtree(folder)
+    others = {name: getattr(saved.state, name) for name in ("params", "mix_state")}
+    older = {"step": saved.step, "seconds": saved.seconds, "state": {**others, "bad_step": np.int32(-1)}}
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(int(saved.step), older)
+    with jax.numpy_dtype_promotion("standard"):
+        _, params = run.trained(tmp_path / "run", Display())
+    assert fingerprint(params) == json.loads((trained / "summary.json").read_text())["params_sha256"]
+    with pytest.raises(CheckpointError, match=r"no leaf state\..*it belongs to another network, optimizer or version"):
+        Checkpoints(folder).restore(run.untrained(setup), pytest.fail)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -102,5 +131,5 @@ def test_help_and_version(capsys):
         cli.main(["judge", "--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for word in ("verify-certificate", "mixtrain_jax 0", "--attacks", "--norm", "judgements/NAME-NORM-EPS"):
+    for word in ("verify-certificate", "doctor", "mixtrain_jax 0", "--attacks", "--norm", "judgements/NAME-NORM-EPS"):
         assert word in text

@@ -16,15 +16,16 @@ from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
+from mixtrain_jax.data.order import batch_indices, subset_indices
 from mixtrain_jax.errors import ConfigError, NonFiniteError
-from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.fingerprints import by_name, fingerprint
 from mixtrain_jax.mixing import MixRule, Weights
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
-from mixtrain_jax.training.state import Totals, TrainState
-from mixtrain_jax.training.steps import Batch, Part, attacked, bounded, jit_once, make_steps
+from mixtrain_jax.training.state import Bad, Totals, TrainState
+from mixtrain_jax.training.steps import Batch, attacked, bounded, jit_once, make_steps
 
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
 TINY = {
@@ -72,7 +73,7 @@ def default_params():
     return jax.jit(NET.init)(jax.random.key(0), dataset()[0][:1])
 
 
-def steps_of(rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS, steps_per_epoch=2.5):
+def steps_of(rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS, steps_per_epoch=2.5, bad_steps=2):
     return make_steps(
         NET.apply,
         worst_case=worst_case or bounded(bounds.ibp, (0.0, 1.0)),
@@ -83,6 +84,7 @@ def steps_of(rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS
         rule=rule or mixing.convex(0.3),
         tx=tx or optax.sgd(0.1, momentum=0.9),
         steps_per_epoch=steps_per_epoch,
+        bad_steps=bad_steps,
     )
 
 
@@ -95,7 +97,7 @@ def state_of(rule=None, tx=None, step=0):
         mix_state=(rule or mixing.convex(0.3)).init(),
         lead=jnp.zeros((), jnp.float32),
         totals=Totals.zeros(),
-        bad_step=jnp.full((), -1, jnp.int32),
+        bad=Bad.none(params),
     )
 
 
@@ -129,7 +131,7 @@ def test_every_step_traces_once_over_many():
         state = steps.update(state, clean, robust)
     assert int(state.step) == 5
     assert float(state.totals.steps) == 5
-    assert int(state.bad_step) == -1
+    assert (int(state.bad.skipped), int(state.bad.step)) == (0, -1)
 
 
 @pytest.mark.parametrize("name", ["clean", "robust"])
@@ -320,39 +322,80 @@ def infinite_params(state, data):
     return state._replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state.params)), data
 
 
+def moved(state):
+    """What a good step moves and a bad one leaves alone."""
+    return bits((state.params, state.opt_state, state.mix_state, state.totals, state.lead))
+
+
 @pytest.mark.parametrize("poison", [poisoned_params, poisoned_pixel, infinite_params])
-def test_what_is_not_finite_freezes_the_state_and_is_recorded(poison):
+def test_what_is_not_finite_is_skipped_and_recorded(poison):
+    """Two bad steps may come in a row; the third is the last that counts, and the state stands still."""
     steps, good = steps_of_all(), dataset()
     state, data = poison(state_of(step=6), good)
     before = copied(state)
-    for _ in range(2):
+    for step, streak, last in ((7, 1, 6), (8, 2, 7), (9, 3, 8), (9, 3, 8)):
         clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
         state = steps.update(state, clean, robust)
-        assert int(state.bad_step) == 6
-        assert bits(state._replace(bad_step=before.bad_step)) == bits(before)
+        assert (int(state.step), int(state.bad.streak), int(state.bad.step)) == (step, streak, last)
+        assert int(state.bad.skipped) == streak
+        assert moved(state) == moved(before)
+    frozen = copied(state)
+    assert bits(steps.update(state, clean, robust)) == bits(frozen)
 
 
 @pytest.mark.parametrize("which", ["loss", "gradient"])
 @pytest.mark.parametrize("part", [0, 1], ids=["clean", "robust"])
-def test_a_loss_or_a_gradient_alone_freezes(which, part):
+def test_a_loss_or_a_gradient_alone_is_bad(which, part):
     steps, state, data = default_steps(), state_of(), dataset()
     parts = [steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))]
     bad = jax.tree.map(lambda x: x * jnp.nan, getattr(parts[part], which))
     parts[part] = parts[part]._replace(**{which: bad})
     before = copied(state)
     after = steps.update(state, *parts)
-    assert int(after.bad_step) == 0
-    assert bits(after.params) == bits(before.params)
-    assert bits(after.totals) == bits(before.totals)
+    assert (int(after.bad.step), int(after.bad.streak)) == (0, 1)
+    assert moved(after) == moved(before)
 
 
-def test_good_steps_after_a_bad_one_change_nothing():
-    steps, state, data = default_steps(), state_of(), dataset()
+def test_good_steps_are_taken_as_if_the_bad_ones_between_them_had_not_been():
+    """But that the step counts: the rule and the schedule of eps see it; here neither depends on it."""
+    steps, data = default_steps(), dataset()
+
+    def trained(bad):
+        state = state_of()
+        for i in range(6):
+            clean, robust = steps.clean(state, examples(data, BATCH)), steps.absent(state)
+            if i in bad:
+                state = steps.update(state, clean._replace(loss=clean.loss * jnp.nan), robust)
+            if i not in bad:
+                state = steps.update(state, clean, robust)
+        return state
+
+    broken, whole = trained((1, 2, 4)), trained(())
+    assert (int(broken.step), int(broken.bad.skipped), int(broken.bad.streak), int(broken.bad.step)) == (6, 3, 0, 4)
+    state = state_of()
+    for _ in range(3):
+        clean = steps.clean(state, examples(data, BATCH))
+        state = steps.update(state, clean, steps.absent(state))
+    assert moved(broken) == moved(state) != moved(whole)
+    assert float(broken.totals.steps) == 3
+
+
+def test_the_record_of_a_bad_step_has_its_losses_weights_and_largest_gradients():
+    steps, state, data = default_steps(), state_of(step=3), dataset()
     clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
-    bad = Part(clean.loss * jnp.nan, clean.accuracy, clean.gradient)
-    state = steps.update(state, bad, robust)
-    before = copied(state)
-    assert bits(steps.update(state, clean, robust)) == bits(before)
+    gradient = copied(clean.gradient)
+    gradient["params"]["Dense_0"]["bias"] = gradient["params"]["Dense_0"]["bias"].at[2].set(-jnp.inf)
+    gradient["params"]["Dense_1"]["bias"] = gradient["params"]["Dense_1"]["bias"].at[1].set(jnp.nan)
+    expected = jax.tree.map(lambda c, r: np.abs(0.7 * c + 0.3 * r).max(), gradient, robust.gradient)
+    bad = steps.update(state, clean._replace(gradient=gradient), robust).bad
+    close(list(bad.largest), jax.tree.leaves(expected))
+    found = dict(zip(by_name(gradient), bad.largest, strict=True))
+    assert np.isposinf(found["params.Dense_0.bias"])
+    assert np.isnan(found["params.Dense_1.bias"])
+    assert np.isfinite(found["params.Dense_0.kernel"])
+    np.testing.assert_allclose(
+        (bad.clean_loss, bad.robust_loss, bad.clean_weight, bad.robust_weight), (clean.loss, robust.loss, 0.7, 0.3)
+    )
 
 
 def test_absent_part_is_zero_and_like_the_params():
@@ -373,41 +416,118 @@ def display():
     return Display(Console(file=io.StringIO(), width=200))
 
 
-def nan_at(step):
-    return lambda config, total: mixing.schedule(lambda now: jnp.where(now == step, jnp.nan, 1.0))
+def nan_at(*steps):
+    at = jnp.asarray(steps)
+    return lambda config, total: mixing.schedule(lambda now: jnp.where((now == at).any(), jnp.nan, 1.0))
+
+
+def train(config, path):
+    setup, folder = run_module.prepare(config), RunDir(path)
+    with folder.opened(config):
+        return setup, run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
 
 
 @pytest.mark.usefixtures("promoting")
 def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_module, "make_rule", nan_at(7))
-    config = Config(**{**TINY, "checkpoint_seconds": 0.0})
+    monkeypatch.setattr(run_module, "make_rule", nan_at(5, 6, 7))
+    config = Config(**{**TINY, "checkpoint_seconds": 0.0, "bad_steps": 2, "subsample": "epoch"})
     with pytest.raises(
-        NonFiniteError, match=r"at step 7; the last good checkpoint is step 7 in .*checkpoints"
+        NonFiniteError,
+        match=r"at step 7 and in the 2 steps before it; the last good checkpoint is step 7 in .*checkpoints",
     ) as caught:
         run_module.run(config, tmp_path, display())
     assert caught.value.exit_code == 3
+    assert str(tmp_path / "postmortem.json") in str(caught.value)
     assert Checkpoints(tmp_path / "checkpoints").latest() == 7
     assert [row["step"] for row in RunDir(tmp_path).metrics() if row["step"] > 7] == []
     assert not (tmp_path / "summary.json").exists()
+    found = json.loads((tmp_path / "postmortem.json").read_text())
+    setup = run_module.prepare(config)
+    count = len(setup.train)
+    assert found["examples"] == batch_indices(config.seed, 7, 100, count).tolist()
+    assert found["pool"] == subset_indices(config.seed, 7, 100, count, 4).tolist()
+    assert {name: found[name] for name in ("step", "skipped", "skipped_in_a_row", "last_good_checkpoint")} == {
+        **{"step": 7, "skipped": 3, "skipped_in_a_row": 3, "last_good_checkpoint": 7}
+    }
+    assert (found["clean_weight"], found["robust_weight"]) == (1.0, "nan")
+    assert 0 < found["clean_loss"] < 10
+    assert found["largest_gradient"].keys() == by_name(setup.initial.params).keys()
+    assert set(found["largest_gradient"].values()) == {"nan"}
+    np.testing.assert_allclose(found["eps"], config.eps * 7 / round(0.33 * 24), rtol=1e-5)
+    # Two updates of seven were skipped.
+    np.testing.assert_allclose(found["learning_rate"], 0.005 * (1 + np.cos(np.pi * 5 / 24)) / 2, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("promoting")
 def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run_module, "make_rule", nan_at(2))
     (tmp_path / "tiny.toml").write_text(
-        "".join(f"{name} = {json.dumps(value)}\n" for name, value in Config(**TINY).to_json().items())
+        "".join(f"{name} = {json.dumps(value)}\n" for name, value in Config(**TINY, bad_steps=0).to_json().items())
     )
     assert cli.train(["tiny", "--workdir", str(tmp_path / "run")], tmp_path) == 3
     message = capsys.readouterr().err
     assert "became NaN or infinite at step 2; there is no checkpoint yet" in message
     assert "Traceback" not in message
+    assert json.loads((tmp_path / "run" / "postmortem.json").read_text())["last_good_checkpoint"] is None
+
+
+@pytest.mark.usefixtures("promoting")
+def test_bad_steps_up_to_the_limit_are_skipped_counted_and_shown(monkeypatch, tmp_path):
+    """The rows are of steps 1 to 8, 9 to 16, 17 to 24; all of the second eight are bad."""
+    monkeypatch.setattr(run_module, "make_rule", nan_at(3, *range(8, 16)))
+    config = Config(**TINY, bad_steps=8)
+    shown = display()
+    summary = run_module.run(config, tmp_path, shown)
+    rows = RunDir(tmp_path).metrics()
+    assert [(row["step"], row["skipped"]) for row in rows] == [(8, 1), (16, 9), (24, 9)]
+    means = [[row[name] for name in ("loss", "clean_accuracy", "gradient_norm", "relative_weight")] for row in rows]
+    assert means[1] == [None] * 4
+    assert all(mean > 0 for row in means[::2] for mean in row)
+    assert rows[0]["heldout_clean_accuracy"] > 0
+    assert rows[0]["heldout_clean_accuracy"] == rows[1]["heldout_clean_accuracy"]
+    assert summary["skipped"] == 9
+    assert not (tmp_path / "postmortem.json").exists()
+    assert "Training skipped 9 steps: " in (tmp_path / "report.html").read_text()
+    text = shown.console.file.getvalue()
+    assert "Not finite, so skipped: 1 of the first 8 steps." in text
+    assert "Not finite, so skipped: 9 of the first 16 steps." in text
+    assert text.count("skipped") == 2
+
+
+READS = ("__array__", "__int__", "__float__", "__bool__", "__index__", "block_until_ready", "item", "tolist")
+
+
+@pytest.mark.usefixtures("promoting")
+def test_the_host_reads_the_device_at_logs_and_saves_alone(monkeypatch, tmp_path):
+    """On CPU a transfer guard sees nothing, so reads of arrays are counted where they are made."""
+    setup, folder = run_module.prepare(Config(**TINY, trainer="standard")), RunDir(tmp_path)
+    kind, done, reads = type(setup.initial.step), [0], []
+
+    def counted(read):
+        def call(*args, **kwargs):
+            reads.append(done[0])
+            return read(*args, **kwargs)
+
+        return call
+
+    def update(*args):
+        done[0] += 1
+        return setup.steps.update(*args)
+
+    watched = setup._replace(steps=setup.steps._replace(update=update))
+    with folder.opened(setup.config), monkeypatch.context() as patch:
+        for name in READS:
+            patch.setattr(kind, name, counted(getattr(kind, name)))
+        float(jnp.ones(()))
+        assert reads.pop() == 0
+        run_module.train(watched, folder, Checkpoints(folder.checkpoints), Stop(), display())
+    compiled = 1  # the step that compiles is no step of training
+    assert {read - compiled for read in reads if read > compiled} == {8, 16, 24}
 
 
 def trained(tmp_path, **fields):
-    setup, folder = run_module.prepare(Config(**{**TINY, "width": 4, **fields})), RunDir(tmp_path)
-    with folder.opened(setup.config):
-        saved = run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
-    return fingerprint(saved.state.params), folder.metrics()
+    _, saved = train(Config(**{**TINY, "width": 4, **fields}), tmp_path)
+    return fingerprint(saved.state.params), RunDir(tmp_path).metrics()
 
 
 @pytest.mark.usefixtures("promoting")

@@ -48,6 +48,7 @@ class Display:
         self._doing = ""
         self._printed = 0.0
         self._headed = False
+        self._skipped = 0
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -73,6 +74,9 @@ class Display:
 
     def row(self, row: Mapping[str, Any], *, last: bool = False) -> None:
         """Print a row of metrics; outside a terminal only when the last line is a few seconds old."""
+        if (skipped := row.get("skipped", 0)) > self._skipped:
+            self._skipped = skipped
+            self.note(f"Not finite, so skipped: {skipped} of the first {row['step']} steps.")
         if not (self.live or last or not self._headed or time.monotonic() - self._printed > _QUIET_SECONDS):
             return
         if not self._headed:
@@ -112,4 +116,4 @@ def _width(form: str) -> int:
 
 def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
     value = seconds_left(row[key]) if key == "seconds_left" else row[key]
-    return format(value, form)
+    return format("-", f">{_width(form)}") if value is None else format(value, form)

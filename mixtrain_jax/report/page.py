@@ -46,6 +46,7 @@ def render(
         f"<h1>{html.escape(config.data)}, {html.escape(config.model)}, l-infinity eps {eps:g}</h1>",
         f"<p class=caption>{summary['test_examples']} test images, seed {summary['seed']}, "
         f"{summary['seconds']:.0f} s of training on {html.escape(summary['device'])}</p>",
+        *_skipped(summary.get("skipped", 0)),
         f"<div class=numbers>{numbers}</div>",
         f"<p class=caption>Proved: {html.escape(proved)}.</p>",
         *_figures(rows, evaluation, curve, test),
@@ -70,6 +71,14 @@ def document(title: str, body: Sequence[str]) -> str:
 def number(name: str, share: float, words: str) -> str:
     """One accuracy in a frame, and what it says."""
     return f"<div class=number>{html.escape(name)}<b>{share:.1%}</b><small>{html.escape(words)}</small></div>"
+
+
+def _skipped(count: int) -> list[str]:
+    if not count:
+        return []
+    return [
+        f"<p>Training skipped {count} step{'s' * (count > 1)}: the loss or a gradient was NaN or infinite there.</p>"
+    ]
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: Curve | None, test: Split) -> list[str]:

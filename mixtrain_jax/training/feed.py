@@ -25,6 +25,15 @@ class Examples(NamedTuple):
 Feed = Callable[[int, int], Iterator[Examples]]  # (first step, last step) -> the examples of each in between
 
 
+def indices(config: Config, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the `count` training examples are the batch of a step, and which its pool, where that is another."""
+    n, k = config.batch_size, config.robust_count()
+    batch = batch_indices(config.seed, step, n, count)
+    if config.subsample != "epoch" or k == n:
+        return batch, batch[:0]
+    return batch, subset_indices(config.seed, step, n, count, k, replace=config.replace)
+
+
 def make_feed(config: Config, split: Split | Streamed, key: jax.Array) -> Feed:
     """The examples of any range of steps: a pure function of the config and the step, so a resumed run sees the same.
 
@@ -36,14 +45,11 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array) -> Feed:
       split: the training examples.
       key: of the augmentation.
     """
-    n, k, count = config.batch_size, config.robust_count(), len(split)
-    own_pool = config.subsample == "epoch" and k < n
+    n, count = config.batch_size, len(split)
+    own_pool = len(indices(config, 0, count)[1]) > 0
 
     def plan(step: int) -> np.ndarray:
-        batch = batch_indices(config.seed, step, n, count)
-        if not own_pool:
-            return batch
-        return np.concatenate([batch, subset_indices(config.seed, step, n, count, k, replace=config.replace)])
+        return np.concatenate(indices(config, step, count))
 
     def examples(images: jax.Array, labels: jax.Array, step: jax.Array) -> Examples:
         images = augment(jax.random.fold_in(key, step), images, crop=config.crop, flip=config.flip)
@@ -55,8 +61,8 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array) -> Feed:
         resident = jax.device_put((split.images, split.labels))
 
         @jit_once
-        def gather(data: tuple[jax.Array, jax.Array], indices: jax.Array, step: jax.Array) -> Examples:
-            return examples(data[0][indices], data[1][indices], step)
+        def gather(data: tuple[jax.Array, jax.Array], rows: jax.Array, step: jax.Array) -> Examples:
+            return examples(data[0][rows], data[1][rows], step)
 
         return lambda first, last: (gather(resident, plan(step), np.int32(step)) for step in range(first, last))
 

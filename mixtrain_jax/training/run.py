@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,13 @@ from mixtrain_jax.attacks import pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
-from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.fingerprints import by_name, fingerprint
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training.feed import Feed, make_feed
+from mixtrain_jax.training.feed import Feed, indices, make_feed
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
-from mixtrain_jax.training.state import Totals, TrainState
+from mixtrain_jax.training.state import Bad, Totals, TrainState
 from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, make_steps
 
 
@@ -83,8 +84,8 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
         summary = folder.summary()
         if summary is None:
             setup = prepare(config, data.load(config.data, data_dir, display.progress))
-            checkpoints = Checkpoints(folder.checkpoints)
-            saved = train(setup, folder, checkpoints, stop, display)
+            with Checkpoints(folder.checkpoints) as checkpoints:
+                saved = train(setup, folder, checkpoints, stop, display)
             summary = finish(setup, saved, folder, stop, display)
         else:
             display.note("This run has ended already; choose another --workdir to run it again.")
@@ -139,6 +140,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         rule=rule,
         tx=tx,
         steps_per_epoch=count / config.batch_size,
+        bad_steps=config.bad_steps,
     )
     initial = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -147,7 +149,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         mix_state=rule.init(),
         lead=jnp.zeros((), jnp.float32),
         totals=Totals.zeros(),
-        bad_step=jnp.full((), -1, jnp.int32),
+        bad=Bad.none(params),
     )
     feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1))
     return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, initial)
@@ -191,7 +193,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     """Take the steps that are left, logging, measuring and saving on the way.
 
     Raises:
-      NonFiniteError: at the first step whose loss or gradient is not finite.
+      NonFiniteError: where more than `bad_steps` steps in a row were not finite; `postmortem.json` tells of the last.
       PreemptedError, InterruptedRunError: after a signal, once the state is saved.
       CheckpointError: where a checkpoint cannot be written or none can be read.
     """
@@ -209,13 +211,14 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     started = logged = saved_at = time.monotonic()
     logged_step = first
     for step, (batch, pool) in enumerate(setup.feed(first, total), first):
-        clean = steps.clean(state, batch) if has_clean(config) else absent
-        robust = steps.robust(state, pool) if has_robust(config, step) else absent
-        state = steps.update(state, clean, robust)
+        with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
+            clean = steps.clean(state, batch) if has_clean(config) else absent
+            robust = steps.robust(state, pool) if has_robust(config, step) else absent
+            state = steps.update(state, clean, robust)
         done, now = step + 1, time.monotonic()
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
-            refuse_non_finite(state, checkpoints)
+            refuse_non_finite(setup, state, folder, checkpoints)
             now = time.monotonic()
             row = log_row(setup, state, measure(state), done)
             row["seconds"] = spent + now - started
@@ -227,19 +230,22 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             if best and row["eps"] == setup.eps(total) and row["heldout_verified_accuracy"] >= best.verified:
                 verified = np.float64(row["heldout_verified_accuracy"])
                 best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
-            if config.target_on == "heldout":
+            if config.target_on == "heldout" and row["clean_accuracy"] is not None:
                 state = state._replace(lead=jnp.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"]))
             # Measuring is no part of the time of training, nor is saving.
             started, now = started + measuring, now + measuring
             state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
-        if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
-            refuse_non_finite(state, checkpoints)
+        stopping = stop.signal is not None  # looked at once, as it may come at any moment
+        if stopping or done == total or now - saved_at >= config.checkpoint_seconds:
+            refuse_non_finite(setup, state, folder, checkpoints)
             now = time.monotonic()
             saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
             checkpoints.save(done, saved)
+            if stopping or done == total:
+                checkpoints.wait()
             saved_at = time.monotonic()
             started += saved_at - now
-        if stop.signal and done < total:
+        if stopping and done < total:
             raise stop.error(f"step {done} of {total} is saved")
     return saved
 
@@ -278,7 +284,11 @@ def trained(workdir: Path, display: Display, data_dir: Path | None = None) -> tu
     setup = prepare(config, data.load(config.data, data_dir, display.progress))
     folder = RunDir(workdir)
     with folder.opened(config):  # a run in progress is left alone
-        saved = Checkpoints(folder.checkpoints).restore(untrained(setup), display.note)
+        # No more than is judged: checkpoints of other versions, which hold another state, will do.
+        start = untrained(setup)
+        others: dict[str, Any] = dict.fromkeys(name for name in TrainState._fields if name != "params")
+        wanted = start._replace(state=start.state._replace(**others))
+        saved = Checkpoints(folder.checkpoints).restore(wanted, display.note, part=True)
     if saved is None:
         raise CheckpointError(f"{workdir} holds no checkpoint yet; train it first.")
     return setup, chosen(saved)[1]
@@ -291,19 +301,53 @@ def chosen(saved: Saved) -> tuple[int, Any]:
     return int(saved.step), saved.state.params
 
 
-def refuse_non_finite(state: TrainState, checkpoints: Checkpoints) -> None:
-    """Look whether the state stands still since a bad step; waits for the device.
+def refuse_non_finite(setup: Setup, state: TrainState, folder: RunDir, checkpoints: Checkpoints) -> None:
+    """Look whether the state stands still after too many bad steps; waits for the device.
 
     Raises:
-      NonFiniteError: where it does, with the step and the last good checkpoint.
+      NonFiniteError: where it does, with the step, the last good checkpoint and the post-mortem, which is written.
     """
-    if (bad := int(state.bad_step)) >= 0:
-        good = checkpoints.latest()
-        kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
-        raise NonFiniteError(
-            f"The loss or a gradient became NaN or infinite at step {bad}; {kept} in {checkpoints.folder}. "
-            "Lower learning_rate or weight, or lengthen the ramp."
-        )
+    if (streak := int(state.bad.streak)) <= setup.config.bad_steps:
+        return
+    report = {**postmortem(setup, state), "last_good_checkpoint": (good := checkpoints.latest())}
+    folder.write("postmortem.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
+    before = f" and in the {streak - 1} steps before it" if streak > 1 else ""
+    raise NonFiniteError(
+        f"The loss or a gradient became NaN or infinite at step {report['step']}{before}; {kept} in "
+        f"{checkpoints.folder}. {report['try']} More in {folder.path / 'postmortem.json'}."
+    )
+
+
+def postmortem(setup: Setup, state: TrainState) -> dict[str, Any]:
+    """What is known of the last step that was skipped, as JSON values; NaN and the infinities are words."""
+    bad, config = jax.device_get(state.bad), setup.config
+    step = int(bad.step)
+    batch, pool = indices(config, step, len(setup.train))
+    updates = step - int(bad.skipped) + 1  # that the optimizer took before it: its schedule counts no others
+    largest = {name: number(value) for name, value in zip(by_name(state.params), bad.largest, strict=True)}
+    if np.isfinite(bad.clean_loss) and not np.isfinite(bad.robust_loss):
+        advice = "The robust loss alone is not finite: lower weight or eps, or lengthen the ramp."
+    else:
+        advice = "Lower learning_rate or weight, or lengthen the ramp."
+    return {
+        "step": step,
+        "skipped_in_a_row": int(bad.streak),
+        "skipped": int(bad.skipped),
+        "try": advice,
+        "eps": number(setup.eps(step)),
+        "learning_rate": number(learning_rate(config, setup.total_steps)(updates)),
+        **{name: number(getattr(bad, name)) for name in ("clean_loss", "robust_loss", "clean_weight", "robust_weight")},
+        "largest_gradient": largest,
+        "examples": batch.tolist(),  # in the training split without those held out
+        "pool": pool.tolist(),
+    }
+
+
+def number(x: Any) -> float | str:
+    """A scalar as a JSON value: a number, or the word for one that is none."""
+    value = float(x)
+    return value if math.isfinite(value) else str(value)
 
 
 def compile_steps(setup: Setup) -> None:
@@ -363,13 +407,14 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
 
 def log_row(setup: Setup, state: TrainState, heldout: tuple[float, float], done: int) -> dict[str, Any]:
     """A row of `metrics.jsonl`, but for what depends on the clock."""
-    means = jax.device_get(state.totals).means()
-    clean_weight, robust_weight = means["clean_weight"], means["robust_weight"]
+    totals, skipped = jax.device_get((state.totals, state.bad.skipped))
+    means = totals.means()
+    means["relative_weight"] = means["robust_weight"] / max(means["clean_weight"], 1e-9)
     return {
         "step": done,
         "epoch": done * setup.config.batch_size / len(setup.train),
-        **means,
-        "relative_weight": robust_weight / max(clean_weight, 1e-9),
+        **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},  # NaN: all were skipped
+        "skipped": int(skipped),
         "eps": float(np.asarray(setup.eps(done))),
         "heldout_clean_accuracy": heldout[0],
         "heldout_verified_accuracy": heldout[1],
@@ -421,6 +466,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "test_examples": len(dataset.test),
         "verified_by": {name: int((evaluation.proved_by == name).sum()) for name in methods},
         "step": step,
+        "skipped": int(saved.state.bad.skipped),
         "params_sha256": fingerprint(params),
         "state_sha256": fingerprint(saved.state),
         "versions": environment.versions(environment.TRAINING),

@@ -81,6 +81,7 @@ class RunDir:
             theirs = None
         if not isinstance(theirs, dict):
             raise ConfigError(f"{path} is damaged: it is no JSON object. Choose another --workdir.")
+        theirs = {**Config().to_json(), **theirs}  # fields that came later have their defaults
         differ = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
         if differ:
             listed = ", ".join(f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in sorted(differ))
@@ -102,9 +103,16 @@ class RunDir:
             raise MixtrainError(f"Cannot write {self.path / name}: {error.strerror}.") from error
 
     def summary(self) -> dict[str, Any] | None:
-        """What `summary.json` says, if the run has ended."""
+        """What `summary.json` says, if the run has ended.
+
+        Raises:
+          MixtrainError: where it is damaged.
+        """
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise MixtrainError(f"{path} is damaged. Delete it; the same command then certifies anew.") from error
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows of `metrics.jsonl` after a step, and one that a crash cut short."""
@@ -124,10 +132,11 @@ class RunDir:
             raise MixtrainError(f"Cannot write {self.path / 'metrics.jsonl'}: {error.strerror}.") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`, without one that a crash cut short."""
+        """The rows of `metrics.jsonl`, without one that a crash cut short or that is damaged."""
         path = self.path / "metrics.jsonl"
         rows = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                rows += [row] if isinstance(row, dict) and isinstance(row.get("step"), int) else []
         return rows

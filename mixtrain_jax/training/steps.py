@@ -17,7 +17,7 @@ from mixtrain_jax import losses, subsample
 from mixtrain_jax.attacks import LogitsFn, descend
 from mixtrain_jax.bounds import Method, linf_ball, margins, specification
 from mixtrain_jax.mixing import MixRule, Signals
-from mixtrain_jax.training.state import Totals, TrainState
+from mixtrain_jax.training.state import Bad, Totals, TrainState
 
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
 
@@ -83,6 +83,7 @@ def make_steps(
     rule: MixRule,
     tx: optax.GradientTransformation,
     steps_per_epoch: float,
+    bad_steps: int = 0,
 ) -> Steps:
     """Build the steps of one run.
 
@@ -96,6 +97,7 @@ def make_steps(
       rule: weighs the two losses.
       tx: optimizer.
       steps_per_epoch: steps in one pass over the training data.
+      bad_steps: how many steps in a row may be skipped; after one more the state stands still.
     """
 
     def clean(state: TrainState, batch: Batch) -> Part:
@@ -145,12 +147,28 @@ def make_steps(
             mix_state=mix_state,
             lead=state.lead,
             totals=jax.tree.map(jnp.add, state.totals, now),
-            bad_step=state.bad_step,
+            bad=state.bad._replace(streak=jnp.zeros((), jnp.int32)),
         )
-        # From the first bad step on the state stands still, until the host looks and stops.
-        bad = jnp.where(state.bad_step < 0, state.step, state.bad_step)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.bad_step < 0)
-        return jax.tree.map(functools.partial(jnp.where, good), new, state._replace(bad_step=bad))
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # Too many in a row: the state stands still, until the host looks and stops.
+        over = state.bad.streak > bad_steps
+
+        def skipped() -> Bad:
+            largest = jnp.stack([jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(gradient)])
+            return Bad(
+                skipped=state.bad.skipped + 1,
+                streak=state.bad.streak + 1,
+                step=state.step,
+                largest=largest,
+                clean_loss=clean.loss,
+                robust_loss=robust.loss,
+                clean_weight=weights.clean,
+                robust_weight=weights.robust,
+            )
+
+        bad = jax.lax.cond(good | over, lambda: state.bad, skipped)
+        same = state._replace(step=jnp.where(over, state.step, state.step + 1), bad=bad)
+        return jax.tree.map(functools.partial(jnp.where, good & ~over), new, same)
 
     def absent(state: TrainState) -> Part:
         zero = jnp.zeros((), jnp.float32)
