@@ -22,6 +22,7 @@ ALLOWED = {
     "mixing": {"bounds"},
     "config": {"errors"},
     "fingerprints": set(),
+    "parallel": {"errors"},
     "checkpoints": {"errors", "fingerprints"},
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "errors", "fingerprints", "__version__"),
@@ -29,11 +30,11 @@ ALLOWED = {
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "certify"),
-        *("checkpoints", "config", "data", "errors", "fingerprints", "models", "report", "__version__"),
+        *("checkpoints", "config", "data", "errors", "fingerprints", "models", "parallel", "report", "__version__"),
     },
     "foreign": {"errors"},
     "judging": {"certify", "data", "errors", "fingerprints", "foreign", "report", "training"},
-    "cli": {"__version__", "bounds", "config", "errors", "judging", "report", "training"},
+    "cli": {"__version__", "bounds", "config", "errors", "judging", "parallel", "report", "training"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

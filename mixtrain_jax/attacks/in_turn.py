@@ -59,6 +59,7 @@ def in_turn(
     *,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
+    spread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f,
 ) -> Record:
     """Run attacks one after the other, each on the examples that are still standing.
 
@@ -79,6 +80,7 @@ def in_turn(
       batch_size: runs on the device at a time.
       poll: called after every batch with the name of the attack, its runs that are done or dropped, and all its runs;
         whatever it raises ends the attack.
+      spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
       BoundsError: inside `jax.jit`, or where the ball is none that attacks know.
@@ -89,6 +91,7 @@ def in_turn(
     images, labels = np.asarray(x), np.asarray(labels)
     ball, n = jax.tree.map(np.asarray, ball), len(images)
     _, (look,) = stepwise(_looking, logits_fn, arrays=images)
+    look = spread(look)
 
     def looked(points: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Margins `[rows]`, classes `[rows]` and wrong ones, likeliest first, of a batch of points."""
@@ -107,7 +110,7 @@ def in_turn(
     for number, (name, attack) in enumerate(attacks.items()):
         started, attack_key = time.monotonic(), jax.random.fold_in(key, number)
         each = attack if isinstance(attack, EachTarget) else None
-        run = attack.attack if isinstance(attack, EachTarget) else attack
+        run = spread(attack.attack if isinstance(attack, EachTarget) else attack)
         standing = np.flatnonzero(broken_by == "")
         ranks = min(each.classes, targets.shape[1]) if each else 1
         queue, rank = np.tile(standing, ranks), np.repeat(np.arange(ranks), len(standing))

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import mixtrain_jax
-from mixtrain_jax import certify, data, mixing, models
+from mixtrain_jax import certify, data, mixing, models, parallel
 from mixtrain_jax.attacks import pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
@@ -64,6 +65,7 @@ class Setup(NamedTuple):
     rule: mixing.MixRule
     eps: optax.Schedule
     total_steps: int
+    mesh: Mesh
     initial: TrainState
 
 
@@ -97,18 +99,19 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
     return summary
 
 
-def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
+def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | None = None) -> Setup:
     """Build network, rule, optimizer and steps, and the state that training starts from.
 
     Args:
       config: the experiment.
       dataset: what to train on; by default what the config names is loaded.
+      mesh: the devices; by default all.
 
     Raises:
       ConfigError: where the config does not fit the data.
       DataError: where the data are missing or damaged.
     """
-    dataset = dataset or data.load(config.data)
+    dataset, mesh = dataset or data.load(config.data), mesh or parallel.data_mesh()
     train_split, heldout = dataset.hold_out(config.holdout)
     if config.batch_size > len(train_split):
         raise ConfigError(
@@ -143,6 +146,8 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         rule=rule,
         tx=tx,
         steps_per_epoch=count / config.batch_size,
+        mesh=mesh,
+        layout=config.params,
     )
     initial = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -153,8 +158,9 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         totals=Totals.zeros(),
         bad_step=jnp.full((), -1, jnp.int32),
     )
-    feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1))
-    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, initial)
+    initial = parallel.put(initial, mesh, config.params)
+    feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1), mesh)
+    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, mesh, initial)
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
@@ -232,10 +238,12 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
                 verified = np.float64(row["heldout_verified_accuracy"])
                 best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
             if config.target_on == "heldout":
-                state = state._replace(lead=jnp.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"]))
+                lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
+                state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
             # Measuring is no part of the time of training, nor is saving.
             started, now = started + measuring, now + measuring
-            state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
+            zeros = parallel.put(Totals.zeros(), setup.mesh, "replicated")
+            state, logged, logged_step = state._replace(totals=zeros), now, done
         if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
             refuse_non_finite(state, checkpoints)
             now = time.monotonic()
@@ -254,7 +262,12 @@ def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     saved = checkpoints.restore(start, display.note)
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
-    return saved or start
+        best = saved.best and saved.best._replace(
+            params=parallel.put(saved.best.params, setup.mesh, setup.config.params)
+        )
+        state = parallel.put(saved.state, setup.mesh, setup.config.params)
+        return saved._replace(state=state, best=best)
+    return start
 
 
 def untrained(setup: Setup) -> Saved:
@@ -347,15 +360,16 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
 
     @jax.jit
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits_fn = functools.partial(setup.apply, params)
+        logits_fn = functools.partial(setup.apply, parallel.pin(params, setup.mesh, "replicated"))
         right = logits_fn(batch.images).argmax(-1) == batch.labels
         lower = worst(jax.random.key(0), logits_fn, batch, jnp.float32(config.eps))
-        return right, right & (lower > 0).all(-1)
+        return parallel.pin((right, right & (lower > 0).all(-1)), setup.mesh, "replicated")
 
     # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.
-    size = min(config.batch_size, count)
+    size = parallel.padded(min(config.batch_size, count), setup.mesh)
     rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-    batches = [Batch(*jax.device_put(split.take(row))) for row in rows]
+    correct = parallel.settled(correct, setup.mesh)
+    batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]
 
     def measure(state: TrainState) -> tuple[float, float]:
         found = jax.device_get([correct(state.params, batch) for batch in batches])
@@ -388,8 +402,10 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
       SoundnessError: where an image is both proved and broken.
     """
     config, dataset = setup.config, setup.dataset
+    saved = parallel.fetch(saved)
     step, params = chosen(saved)
-    logits_fn = functools.partial(setup.apply, params)
+    logits_fn = functools.partial(setup.apply, jax.tree.map(jnp.asarray, params))
+    devices = {"batch_size": parallel.padded(128, setup.mesh), "spread": parallel.by_rows(setup.mesh)}
 
     def poll(what: str, done: int, total: int) -> None:
         display.progress(what, done, total)
@@ -402,7 +418,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     methods = certify.methods(config.certify)
     attacks = {"pgd": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
     threat = certify.Threat(config.eps, dataset.domain)
-    evaluation = certify.evaluate(key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll)
+    evaluation = certify.evaluate(
+        key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll, **devices
+    )
     curve = None
     if few := min(config.curve_examples, len(dataset.test)):
         # The bound that proved most: tighter ones have little to add, and a radius takes a dozen bounds to find.
@@ -415,6 +433,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
             method=method,
             attack_steps=config.attack_steps,
             poll=poll,
+            **devices,
         )
     summary = {
         **evaluation.accuracies(),
@@ -455,5 +474,6 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The accelerator in words, and the processors of the host."""
-    return f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"
+    """The accelerators in words, and the processors of the host."""
+    count = f"{jax.device_count()} x " if jax.device_count() > 1 else ""
+    return f"{count}{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"
