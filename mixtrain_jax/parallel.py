@@ -6,8 +6,14 @@ XLA puts in the communication. So random draws, subsamples among them, are those
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Callable, Sequence
+import importlib.util
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import jax
@@ -17,6 +23,8 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mixtrain_jax.errors import ConfigError, MixtrainError
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Layout = Literal["replicated", "fsdp", "rows"]
@@ -24,7 +32,150 @@ Layout = Literal["replicated", "fsdp", "rows"]
 Spread = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _AXIS = "data"
+_HEARTBEAT = 15  # seconds without a sign of life after which a process is given up, and the others end
+_GOODBYE = 20  # seconds that a process waits for the others at the end
 _LARGE = 2**16  # entries from which on a leaf is worth splitting
+
+
+def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
+    """Join the other processes of the run, if there are any; call it before anything is computed.
+
+    Without arguments, processes find each other where Slurm or Open MPI started several, on TPU hosts, and in the
+    indexed jobs of Kubernetes where its Python package is installed; elsewhere nothing happens. Nothing happens either
+    where `jax.distributed.initialize` was called before, as Ray does. Should a process die, the others end within half
+    a minute.
+
+    Args:
+      coordinator: `host:port` of process 0, the port being any free one.
+      processes: how many there are.
+      process: the number of this one, from 0 on.
+
+    Returns:
+      Whether this is process 0.
+
+    Raises:
+      ConfigError: where some of the three are missing, one is out of range, or the others cannot be found.
+    """
+    given = (coordinator, processes, process)
+    found: dict[str, Any] = {}
+    if any(value is not None for value in given):
+        if coordinator is None or processes is None or process is None:
+            raise ConfigError(
+                "--coordinator, --processes and --process belong together, got "
+                f"{', '.join('none' if value is None else str(value) for value in given)}."
+            )
+        if not re.fullmatch(r".+:\d{1,5}", coordinator):
+            raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}.")
+        if not 0 <= process < processes:
+            raise ConfigError(f"--process must be 0 to --processes - 1, got {process} of {processes}.")
+        found = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+        found["cluster_detection_method"] = "deactivate"  # it would change which devices are this process's
+    elif jax.distributed.is_initialized() or not _in_cluster(os.environ):
+        return jax.process_index() == 0
+    try:
+        jax.distributed.initialize(**found, heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_GOODBYE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"The processes of this run did not find each other ({reason}). Look whether all were started, and whether "
+            "this one reaches the coordinator; --coordinator, --processes and --process name them."
+        ) from error
+    return jax.process_index() == 0
+
+
+def _in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether there are other processes that jax can find."""
+    if int(environment.get("SLURM_NTASKS", "1")) > 1:  # set in the steps of a job alone, not where it is started from
+        return {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys()
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in environment:
+            raise ConfigError(
+                "Open MPI 5 does not say where its processes are. Give each --coordinator HOST:PORT, "
+                "--processes $OMPI_COMM_WORLD_SIZE and --process $OMPI_COMM_WORLD_RANK."
+            )
+        return True
+    if "tpu" in environment.get("JAX_PLATFORMS", "tpu") and importlib.util.find_spec("libtpu"):
+        return bool(list(Path("/dev").glob("accel[0-9]*")) or list(Path("/dev/vfio").glob("[0-9]*")))
+    indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    return indexed and importlib.util.find_spec("kubernetes") is not None
+
+
+def together(act: Callable[[], T]) -> T:
+    """Act in all processes; where one fails, all of them fail with its error.
+
+    Raises:
+      MixtrainError: that of the first process that raised one.
+    """
+    if jax.process_count() == 1:
+        return act()
+    value, failure = None, b""
+    try:
+        value = act()
+    except MixtrainError as error:
+        failure = pickle.dumps((type(error), str(error)))
+    sizes = multihost_utils.process_allgather(np.int32(len(failure)))
+    if sizes.any():
+        kind, message = pickle.loads(_broadcast(failure, int(np.flatnonzero(sizes)[0]), int(sizes[sizes > 0][0])))
+        raise kind(message)
+    return cast(T, value)
+
+
+def alone(act: Callable[[], T]) -> T:
+    """Act in process 0 alone; where it fails, all fail with its error. Elsewhere the value is None: use it alone, too.
+
+    Raises:
+      MixtrainError: that of process 0.
+    """
+    return together(lambda: act() if jax.process_index() == 0 else cast(T, None))
+
+
+def led(act: Callable[[], T]) -> T:
+    """Act in process 0 alone and return its value, which can be pickled, in all of them.
+
+    Raises:
+      MixtrainError: that of process 0.
+    """
+    value = alone(act)
+    if jax.process_count() == 1:
+        return value
+    content = pickle.dumps(value) if jax.process_index() == 0 else b""
+    size = multihost_utils.broadcast_one_to_all(np.int32(len(content)))
+    return pickle.loads(_broadcast(content, 0, int(size)))
+
+
+def _broadcast(content: bytes, source: int, size: int) -> bytes:
+    """What one process has, so many bytes, in all of them. Processes trust each other: they run one program."""
+    own = np.zeros(size, np.uint8)
+    if is_source := jax.process_index() == source:
+        own[:] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(own, is_source=is_source)).tobytes()
+
+
+def agreement(mesh: Mesh) -> Callable[[int], int]:
+    """A function by which processes agree on what to do, without waiting for one another.
+
+    Args:
+      mesh: all devices.
+
+    Returns:
+      `vote -> verdict`, which all processes call equally often: the largest vote that any of them gave two calls ago,
+      once; 0 until then. A verdict that is not 0 settles the votes given meanwhile. With one process it is the vote.
+    """
+    if jax.process_count() == 1:
+        return lambda vote: vote
+    where = NamedSharding(mesh, PartitionSpec(_AXIS))
+    largest = settled(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec())), mesh)
+    open_votes: collections.deque[jax.Array] = collections.deque()
+
+    def agree(vote: int) -> int:
+        votes = jax.make_array_from_callback((mesh.size,), where, lambda _: np.full(1, vote, np.int32))
+        open_votes.append(largest(votes))
+        verdict = int(open_votes.popleft()) if len(open_votes) > 2 else 0
+        if verdict:
+            open_votes.clear()
+        return verdict
+
+    return agree
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

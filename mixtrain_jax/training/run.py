@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import io
@@ -85,11 +86,13 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
       MixtrainError: one of its kinds, each with the exit code of the command line; the message says what to do.
     """
     folder = RunDir(workdir)
-    with folder.opened(config), Stop() as stop:
-        summary = folder.summary()
+    with contextlib.ExitStack() as held, Stop() as stop:
+        parallel.alone(lambda: held.enter_context(folder.opened(config)))
+        refuse_another_config(config)
+        summary = parallel.led(folder.summary)
         if summary is None:
-            setup = prepare(config, data.load(config.data, data_dir, display.progress))
-            checkpoints = Checkpoints(folder.checkpoints)
+            setup = parallel.together(lambda: prepare(config, data.load(config.data, data_dir, display.progress)))
+            checkpoints = parallel.alone(lambda: Checkpoints(folder.checkpoints))
             saved = train(setup, folder, checkpoints, stop, display)
             summary = finish(setup, saved, folder, stop, display)
         else:
@@ -97,6 +100,22 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
     display.summary(summary)
     display.note(f"Report: {folder.path / 'report.html'}")
     return summary
+
+
+def refuse_another_config(config: Config) -> None:
+    """Hold all processes to the config of the first.
+
+    Raises:
+      ConfigError: (in all processes) where one has another.
+    """
+    first = parallel.led(config.to_json)
+
+    def compare() -> None:
+        mine = config.to_json()
+        if differ := [name for name in mine if mine[name] != first[name]]:
+            raise ConfigError(f"The processes of this run were given different configs ({', '.join(differ)} differ).")
+
+    parallel.together(compare)
 
 
 def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | None = None) -> Setup:
@@ -208,7 +227,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     config, steps, total = setup.config, setup.steps, setup.total_steps
     saved = restore(setup, checkpoints, display)
     state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
-    folder.rewind_metrics(first)
+    parallel.alone(lambda: folder.rewind_metrics(first))
     if first >= total:
         return saved
     measure, absent = make_measure(setup), steps.absent(state)
@@ -217,7 +236,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     measure(state)
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
-    logged_step = first
+    logged_step, agree = first, parallel.agreement(setup.mesh)
     for step, (batch, pool) in enumerate(setup.feed(first, total), first):
         clean = steps.clean(state, batch) if has_clean(config) else absent
         robust = steps.robust(state, pool) if has_robust(config, step) else absent
@@ -225,7 +244,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
         done, now = step + 1, time.monotonic()
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
-            refuse_non_finite(state, checkpoints)
+            parallel.alone(functools.partial(refuse_non_finite, state, checkpoints))
             now = time.monotonic()
             row = log_row(setup, state, measure(state), done)
             row["seconds"] = spent + now - started
@@ -233,7 +252,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             measuring = time.monotonic() - now
             left = ((now - started) / (done - first) + measuring / log_every) * (total - done)
             display.row({**row, "seconds_left": left}, last=done == total)
-            folder.append_metrics(row)
+            parallel.alone(functools.partial(folder.append_metrics, row))
             if best and row["eps"] == setup.eps(total) and row["heldout_verified_accuracy"] >= best.verified:
                 verified = np.float64(row["heldout_verified_accuracy"])
                 best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
@@ -244,22 +263,35 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             started, now = started + measuring, now + measuring
             zeros = parallel.put(Totals.zeros(), setup.mesh, "replicated")
             state, logged, logged_step = state._replace(totals=zeros), now, done
-        if stop.signal or done == total or now - saved_at >= config.checkpoint_seconds:
-            refuse_non_finite(state, checkpoints)
+        # The number of a signal, or 1 to save: any process may be told to stop, and process 0 has the clock.
+        late = now - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
+        verdict = agree(stop.signal or int(late))
+        if verdict or done == total:
+            parallel.alone(functools.partial(refuse_non_finite, state, checkpoints))
             now = time.monotonic()
             saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
-            checkpoints.save(done, saved)
+            save(checkpoints, saved)
             saved_at = time.monotonic()
             started += saved_at - now
-        if stop.signal and done < total:
-            raise stop.error(f"step {done} of {total} is saved")
+        if verdict > 1 and done < total:
+            raise stop.error(verdict, f"step {done} of {total} is saved")
     return saved
+
+
+def save(checkpoints: Checkpoints, saved: Saved) -> None:
+    """Write a checkpoint, in process 0; the arrays come there from all of them.
+
+    Raises:
+      CheckpointError: where it cannot be written.
+    """
+    whole = parallel.fetch(saved) if jax.process_count() > 1 else saved
+    parallel.alone(lambda: checkpoints.save(int(saved.step), whole))
 
 
 def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     """The newest whole checkpoint, or the state that training starts from."""
     start = untrained(setup)
-    saved = checkpoints.restore(start, display.note)
+    saved = parallel.led(lambda: checkpoints.restore(start, display.note))
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
         best = saved.best and saved.best._replace(
@@ -407,10 +439,12 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     logits_fn = functools.partial(setup.apply, jax.tree.map(jnp.asarray, params))
     devices = {"batch_size": parallel.padded(128, setup.mesh), "spread": parallel.by_rows(setup.mesh)}
 
+    agree = parallel.agreement(setup.mesh)
+
     def poll(what: str, done: int, total: int) -> None:
         display.progress(what, done, total)
-        if stop.signal:
-            raise stop.error("training is saved, certification starts anew")
+        if number := agree(stop.signal or 0):
+            raise stop.error(number, "training is saved, certification starts anew")
 
     started = time.monotonic()
     display.note(f"Measuring on the {len(dataset.test)} test images.")
@@ -451,10 +485,14 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "versions": versions(),
         "device": device(),
     }
-    content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
-    folder.write("report.html", content)
-    folder.write("certificates.npz", certificates(evaluation, dataset.test))
-    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def write() -> None:
+        content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
+        folder.write("report.html", content)
+        folder.write("certificates.npz", certificates(evaluation, dataset.test))
+        folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    parallel.alone(write)
     return summary
 
 

@@ -31,8 +31,9 @@ class Stop:
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
 
-    def error(self, saved: str) -> MixtrainError:
-        """What to raise once the state is saved."""
-        if self.signal == signal.SIGTERM:
+    @staticmethod
+    def error(number: int, saved: str) -> MixtrainError:
+        """What to raise for a signal once the state is saved."""
+        if number == signal.SIGTERM:
             return PreemptedError(f"Stopped by SIGTERM; {saved}. The same command goes on from there.")
         return InterruptedRunError(f"Stopped by Ctrl-C; {saved}. The same command goes on from there.")
