@@ -14,10 +14,11 @@ import pytest
 
 from mixtrain_jax import checkpoints, parallel
 from mixtrain_jax.errors import ConfigError
+from mixtrain_jax.training.signals import Stop
 
 TINY = ["--epochs", "8", "--width", "8", "--bound", "ibp", "--batch-size", "50", "--robust-examples", "5"]
 TINY += ["--checkpoint-seconds", "0.2", "--holdout", "97", "--points", "8", "--certify", "ibp", "--attack-steps", "1"]
-TINY += ["--attack-restarts", "1", "--curve-examples", "20"]
+TINY += ["--attack-restarts", "1", "--curve-examples", "0"]
 TOTAL = 192
 CLOCK = {"seconds", "examples_per_second"}
 
@@ -156,6 +157,14 @@ def test_other_processes_are_looked_for_where_there_are_some(environment, expect
 def test_open_mpi_5_asks_for_flags():
     with pytest.raises(ConfigError, match="--process \\$OMPI_COMM_WORLD_RANK"):
         parallel._in_cluster({"OMPI_COMM_WORLD_SIZE": "2"})
+
+
+def test_in_a_thread_signals_are_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with futures.ThreadPoolExecutor() as pool:
+        stop = pool.submit(Stop().__enter__).result()
+    assert stop.signal is None
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_one_process_needs_nobody():
