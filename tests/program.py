@@ -22,9 +22,9 @@ def environment(devices=1):
     }
 
 
-def start(*arguments, cwd=ROOT, devices=1):
+def start(*arguments, cwd=ROOT, devices=1, program=ROOT / "train.py"):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
+        [sys.executable, str(program), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,13 +33,13 @@ def start(*arguments, cwd=ROOT, devices=1):
     )
 
 
-def start_two(*arguments, devices=2):
-    """Two processes that find each other on this machine, with so many devices each."""
+def start_two(*arguments, **options):
+    """Two processes that find each other on this machine, with two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     hosts = ["--coordinator", f"localhost:{port}", "--processes", 2, "--process"]
-    return [start(*arguments, *hosts, number, devices=devices) for number in range(2)]
+    return [start(*arguments, *hosts, number, devices=2, **options) for number in range(2)]
 
 
 def run(*arguments, cwd=ROOT, devices=1):

@@ -118,6 +118,40 @@ def test_what_stops_the_first_process_stops_both_with_its_word(tmp_path):
     assert [(code, err.startswith(message)) for code, _, err in found] == [(1, True)] * 2
 
 
+STREAM = """
+import sys
+import jax
+import numpy as np
+from mixtrain_jax import parallel
+from mixtrain_jax.config import Config
+from mixtrain_jax.data import Split, Streamed
+from mixtrain_jax.training.feed import make_feed
+
+_, coordinator, _, processes, _, process = sys.argv[1:]
+parallel.initialize(coordinator, int(processes), int(process))
+images = np.random.default_rng(0).integers(0, 17, (40, 6, 5, 2), np.uint8)
+split, read = Split(images, np.arange(40, dtype=np.int32), 16), []
+
+def take(rows):
+    read.append(len(rows))
+    return split.take(rows)
+
+config = Config(batch_size=10, robust_examples=3, subsample="epoch", crop=1, flip=True)
+feeds = [make_feed(config, source, jax.random.key(3)) for source in (split, Streamed(take, 0, 40, 16))]
+resident, streamed = (parallel.fetch(list(feed(0, 4))) for feed in feeds)
+jax.tree.map(np.testing.assert_array_equal, resident, streamed)
+print(read)
+"""
+
+
+def test_each_process_reads_its_own_rows_of_a_stream(tmp_path):
+    pytest.importorskip("grain")
+    (tmp_path / "stream.py").write_text(STREAM)
+    found = outcomes(program.start_two(program=tmp_path / "stream.py"), timeout=60)
+    # 10 examples fill four devices to 12 rows and 3 to 4 rows; each process has half of both.
+    assert found == [(0, "[8, 8, 8, 8]\n", "")] * 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
