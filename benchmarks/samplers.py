@@ -56,7 +56,7 @@ def with_sampler(setup: run.Setup, kind: str) -> run.Setup:
         share = (1 - UNIFORM) * scores / scores.sum() + UNIFORM / n
         chosen = jax.random.categorical(step_key, jnp.log(share), shape=(config.robust_examples,))
         weight = 1 / (n * share[chosen]) if weighing == "weighed" else jnp.ones(chosen.shape)
-        batch = Batch(*(x[chosen] for x in pool))
+        batch = Batch(pool.images[chosen], pool.labels[chosen])
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
             lower = worst(step_key, functools.partial(setup.apply, params), batch, eps)

@@ -27,7 +27,7 @@ from mixtrain_jax.bounds import (
 )
 
 if TYPE_CHECKING:
-    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, subsample
+    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, parallel, subsample
     from mixtrain_jax.certify import judge
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "margins",
     "mixing",
     "models",
+    "parallel",
     "subsample",
     "symbolic",
 ]
@@ -62,6 +63,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "judge":
         return importlib.import_module("mixtrain_jax.certify").judge
-    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "subsample"):
+    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "parallel", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

@@ -22,6 +22,9 @@ from mixtrain_jax.fingerprints import by_name, leaf_name, manifest
 
 T = TypeVar("T")
 
+# Where a run has many processes, one has all the arrays on its host, and the checkpoints to itself.
+ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
 
 
@@ -40,7 +43,11 @@ class Checkpoints:
         """
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=ALONE,
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

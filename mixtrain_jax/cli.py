@@ -15,6 +15,7 @@ from mixtrain_jax.bounds import BoundsError
 from mixtrain_jax.config import Bound, Config
 from mixtrain_jax.errors import MixtrainError
 
+Hosts = tuple[str | None, int | None, int | None]  # coordinator, processes, process
 _USAGE = """usage: mixtrain COMMAND ...
 
 Neural networks whose robustness is proved.
@@ -60,12 +61,14 @@ def train(arguments: Sequence[str], configs: Path) -> int:
     """
 
     def act() -> int:
-        config, workdir, data_dir = parse(list(arguments), configs)
+        config, workdir, data_dir, hosts = parse(list(arguments), configs)
         # Not before the arguments are known to be good: these imports take seconds.
+        from mixtrain_jax import parallel
         from mixtrain_jax.report.display import Display
         from mixtrain_jax.training.run import run
 
-        with Display() as display:
+        first = parallel.initialize(*hosts)
+        with Display(quiet=not first) as display:
             run(config, workdir, display, data_dir)
         return 0
 
@@ -204,8 +207,8 @@ def _guarded(act: Callable[[], int]) -> int:
         return getattr(error, "exit_code", 2)
 
 
-def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None]:
-    """The experiment, its folder, `runs/NAME-DIGEST` unless `--workdir` says otherwise, and `--data-dir`.
+def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None, Hosts]:
+    """The experiment, its folder, `runs/NAME-DIGEST` unless `--workdir` says otherwise, `--data-dir`, and the hosts.
 
     Raises:
       ConfigError: where NAME, a field of its file or a value is wrong.
@@ -219,7 +222,10 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
         config: Annotated[Config, tyro.conf.arg(name="")] = defaults,
         workdir: Path | None = None,
         data_dir: Path | None = None,
-    ) -> tuple[Config, Path | None, Path | None]:
+        coordinator: str | None = None,
+        processes: int | None = None,
+        process: int | None = None,
+    ) -> tuple[Config, Path | None, Path | None, Hosts]:
         """Train a network, and prove how robust it is.
 
         Args:
@@ -228,10 +234,14 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
             being that of the config.
           data_dir: Folder of the data sets that TensorFlow Datasets prepared. By default that in the environment
             variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+          coordinator: HOST:PORT of process 0, where the same command runs on several hosts, once in each process. Not
+            needed where they find each other: Slurm, Open MPI 4, TPU, indexed jobs of Kubernetes, Ray.
+          processes: How many processes there are.
+          process: Number of this process, from 0 on.
         """
-        return config, workdir, data_dir
+        return config, workdir, data_dir, (coordinator, processes, process)
 
-    config, workdir, data_dir = tyro.cli(
+    config, workdir, data_dir, hosts = tyro.cli(
         command,
         prog=f"{Path(sys.argv[0]).name} [NAME]",
         description=(
@@ -242,4 +252,5 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
         args=arguments,
         config=(tyro.conf.FlagConversionOff,),
     )
-    return config, workdir or Path("runs") / f"{Path(name).name.removesuffix('.toml')}-{config.digest()}", data_dir
+    workdir = workdir or Path("runs") / f"{Path(name).name.removesuffix('.toml')}-{config.digest()}"
+    return config, workdir, data_dir, hosts

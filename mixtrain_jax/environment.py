@@ -21,5 +21,6 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def device() -> str:
-    """The accelerator in words, and the processors of the host."""
-    return f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"
+    """The accelerators in words, and the processors of the host."""
+    count = f"{jax.device_count()} x " if jax.device_count() > 1 else ""
+    return f"{count}{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,29 +11,39 @@ ROOT = Path(__file__).parent.parent
 _DISTURBING = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "XLA_FLAGS")
 
 
-def environment():
+def environment(devices=1):
     kept = {name: value for name, value in os.environ.items() if name not in _DISTURBING}
     return {
         **kept,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling takes longer than all that runs
+        # Compiling takes longer than all that runs.
+        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 
 
-def start(*arguments, cwd=ROOT):
+def start(*arguments, cwd=ROOT, devices=1, program=ROOT / "train.py"):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
+        [sys.executable, str(program), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(devices),
         cwd=cwd,
     )
 
 
-def run(*arguments, cwd=ROOT):
-    process = start(*arguments, cwd=cwd)
+def start_two(*arguments, **options):
+    """Two processes that find each other on this machine, with two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = ["--coordinator", f"localhost:{port}", "--processes", 2, "--process"]
+    return [start(*arguments, *hosts, number, devices=2, **options) for number in range(2)]
+
+
+def run(*arguments, cwd=ROOT, devices=1):
+    process = start(*arguments, cwd=cwd, devices=devices)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -89,10 +89,10 @@ def test_fields_are_overridden_one_by_one():
 
 
 def test_the_folder_is_named_after_the_config_and_its_digest(tmp_path):
-    config, workdir, _ = cli.parse(["--eps", "0.2"], CONFIGS)
+    config, workdir, *_ = cli.parse(["--eps", "0.2"], CONFIGS)
     assert workdir.as_posix() == f"runs/digits-{config.digest()}"
     (tmp_path / "mine.toml").write_text("eps = 0.25")
-    config, workdir, _ = cli.parse([str(tmp_path / "mine.toml")], CONFIGS)
+    config, workdir, *_ = cli.parse([str(tmp_path / "mine.toml")], CONFIGS)
     assert (config.eps, workdir.as_posix()) == (0.25, f"runs/mine-{config.digest()}")
     assert cli.parse(["--workdir", str(tmp_path)], CONFIGS)[1] == tmp_path
 

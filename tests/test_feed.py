@@ -9,6 +9,7 @@ from mixtrain_jax.config import Config
 from mixtrain_jax.data import Split, Streamed
 from mixtrain_jax.data.order import batch_indices, subset_indices
 from mixtrain_jax.training.feed import augment, make_feed
+from mixtrain_jax.training.steps import Batch
 
 KEY = jax.random.key(3)
 COUNT = 40
@@ -25,7 +26,13 @@ def config(**fields):
 
 
 def collected(feed, first, last):
-    return jax.device_get(list(feed(first, last)))
+    """The examples of each step, without those that are there to fill up the devices."""
+    found = jax.device_get(list(feed(first, last)))
+    return jax.tree.map(lambda b: Batch(b.images[: len(b)], b.labels[: len(b)]), found, is_leaf=_is_batch)
+
+
+def _is_batch(x):
+    return isinstance(x, Batch)
 
 
 def same(a, b):

@@ -23,6 +23,7 @@ ALLOWED = {
     "config": {"errors"},
     "fingerprints": set(),
     "environment": {"__version__"},
+    "parallel": {"errors"},
     "checkpoints": {"errors", "fingerprints"},
     "doctor": {"checkpoints", "config", "errors", "fingerprints", "__version__"},
     "certify": {
@@ -31,11 +32,11 @@ ALLOWED = {
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "certify"),
-        *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "models", "report"),
+        *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "models", "parallel", "report"),
     },
     "foreign": {"errors"},
     "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "training"},
-    "cli": {"__version__", "bounds", "config", "doctor", "errors", "judging", "report", "training"},
+    "cli": {"__version__", "bounds", "config", "doctor", "errors", "judging", "parallel", "report", "training"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 from rich.console import Console
 
-from mixtrain_jax import bounds, cli, losses, mixing, subsample
+from mixtrain_jax import bounds, cli, losses, mixing, parallel, subsample
 from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.checkpoints import Checkpoints
@@ -27,6 +27,7 @@ from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
 from mixtrain_jax.training.steps import Batch, attacked, bounded, jit_once, make_steps
 
+ONE = parallel.data_mesh(jax.devices()[:1])
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
 TINY = {
     "holdout": 97,
@@ -422,7 +423,7 @@ def nan_at(*steps):
 
 
 def train(config, path):
-    setup, folder = run_module.prepare(config), RunDir(path)
+    setup, folder = run_module.prepare(config, mesh=ONE), RunDir(path)
     with folder.opened(config):
         return setup, run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
 
@@ -558,7 +559,7 @@ def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch
         run_module, "make_measure", lambda setup: lambda state: (0.9, measured.get(int(state.step), 0.0))
     )
     fields = {**TINY, "epochs": 3, "points": 6, "ramp": 0.4, "choose": "best", "checkpoint_seconds": 0.0}
-    setup, folder = run_module.prepare(Config(**fields)), RunDir(tmp_path)
+    setup, folder = run_module.prepare(Config(**fields), mesh=ONE), RunDir(tmp_path)
     seen = {}
 
     def update(*args):
@@ -572,7 +573,7 @@ def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch
         saved = run_module.train(watched, folder, checkpoints, Stop(), display())
         assert int(saved.best.step) == 30
         assert bits(saved.best.params) == bits(seen[30]) != bits(saved.state.params)
-        again = run_module.restore(run_module.prepare(setup.config), checkpoints, display())
+        again = run_module.restore(run_module.prepare(setup.config, mesh=ONE), checkpoints, display())
         assert bits(again.best) == bits(saved.best)
         summary = run_module.finish(setup, saved, folder, Stop(), display())
     assert summary["step"] == 30
@@ -591,7 +592,7 @@ def test_the_rule_sees_accuracy_less_its_lead_over_held_out_examples():
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("target_on", ["batches", "heldout"])
 def test_the_lead_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
-    setup, folder = run_module.prepare(Config(**{**TINY, "target_on": target_on})), RunDir(tmp_path)
+    setup, folder = run_module.prepare(Config(**{**TINY, "target_on": target_on}), mesh=ONE), RunDir(tmp_path)
     with folder.opened(setup.config):
         saved = run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
     row = folder.metrics()[-1]
@@ -604,7 +605,7 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
     """By a clock that only steps move, one second each; the last row is of fewer steps."""
     now = [0.0]
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    setup = run_module.prepare(Config(**{**TINY, "epochs": 3, "points": 5}))
+    setup = run_module.prepare(Config(**{**TINY, "epochs": 3, "points": 5}), mesh=ONE)
     steps = setup.steps
 
     def update(*args):
@@ -624,9 +625,9 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("promoting")
 def test_prepare_refuses_a_batch_larger_than_the_training_examples():
     with pytest.raises(ConfigError, match="batch_size must be at most the 1200 training examples left, got 1201"):
-        run_module.prepare(Config(batch_size=1201, holdout=97))
+        run_module.prepare(Config(batch_size=1201, holdout=97), mesh=ONE)
     with pytest.raises(ConfigError, match="holdout must leave examples on both sides"):
-        run_module.prepare(Config(holdout=1297))
+        run_module.prepare(Config(holdout=1297), mesh=ONE)
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (1.0, 2000, 2000), (0.8, 1520, 1680)])

@@ -56,6 +56,7 @@ def in_turn(
     *,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
+    spread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f,
 ) -> Record:
     """Run attacks one after the other, each on the examples that are still standing.
 
@@ -76,6 +77,7 @@ def in_turn(
       batch_size: runs on the device at a time.
       poll: called after every batch with the name of the attack, its runs that are done or dropped, and all its runs;
         whatever it raises ends the attack.
+      spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
       BoundsError: inside `jax.jit`, or where the ball is none that attacks know.
@@ -86,6 +88,7 @@ def in_turn(
     images, labels = np.asarray(x), np.asarray(labels)
     ball, n = jax.tree.map(np.asarray, ball), len(images)
     _, (look,) = stepwise(_looking, logits_fn, arrays=images)
+    look = spread(look)
 
     def looked(points: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Margins `[rows]`, classes `[rows]` and wrong ones, likeliest first, of a batch of points."""
@@ -106,6 +109,7 @@ def in_turn(
         run, ranks = attack, 0
         if isinstance(attack, Targeted):
             run, ranks = attack.attack, min(attack.classes, targets.shape[1])
+        run = spread(run)
         standing = np.flatnonzero(broken_by == "")
         queue, rank = np.tile(standing, ranks or 1), np.repeat(np.arange(ranks or 1), len(standing))
         total, batch = len(queue), 0

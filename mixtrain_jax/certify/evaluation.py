@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
+
+Spread = Callable[[Callable[..., Any]], Callable[..., Any]]  # a function of batches -> the same one, on many devices
 
 _METHODS: dict[str, Callable[..., bounds.Bounded]] = {
     "ibp": bounds.ibp,
@@ -90,6 +93,7 @@ def evaluate(
     methods: Mapping[str, Method],
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
+    spread: Spread = lambda f: f,
 ) -> Evaluation:
     """Measure a classifier on a whole split.
 
@@ -105,6 +109,7 @@ def evaluate(
       methods: bounds by name, cheapest first.
       batch_size: images on the device at a time.
       poll: called with progress after every batch; whatever it raises ends the evaluation.
+      spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
       SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
@@ -112,9 +117,9 @@ def evaluate(
     split, n = split.floats(), len(split)
     with jax.default_matmul_precision("highest"):
         predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
-        predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"))
+        predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"), spread)
         clean = predictions == split.labels
-        record = attack_all(key, attacks, logits_fn, split[clean], threat, batch_size, poll)
+        record = attack_all(key, attacks, logits_fn, split[clean], threat, batch_size, poll, spread)
         standing, adversarial, seen_as = clean.copy(), split.images.copy(), predictions.copy()
         broken_by = np.full(n, "", dtype=object)
         standing[clean], broken_by[clean] = record.standing, record.broken_by
@@ -130,6 +135,7 @@ def evaluate(
                 [split.images[todo], split.labels[todo], np.full(len(todo), threat.eps, np.float32)],
                 batch_size,
                 functools.partial(poll, f"certify by {name}"),
+                spread,
             )
             margin[todo] = np.fmax(margin[todo], found)
             proved_by[todo[found > 0]] = name  # NaN proves nothing
@@ -163,6 +169,7 @@ def measure_curve(
     attack_steps: int = 100,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
+    spread: Spread = lambda f: f,
 ) -> Curve:
     """Accuracies as functions of the radius, from 0 to `reach` times the radius of an evaluation, that one included.
 
@@ -181,6 +188,7 @@ def measure_curve(
       attack_steps: of PGD, one start.
       batch_size: as for `evaluate`.
       poll: as for `evaluate`.
+      spread: as for `evaluate`.
 
     Raises:
       SoundnessError: where an image is proved at a radius at which it was broken.
@@ -196,7 +204,7 @@ def measure_curve(
 
         def proved(radii: np.ndarray) -> np.ndarray:
             arrays = [split.images[todo], split.labels[todo], radii]
-            return _in_batches(bound, arrays, batch_size, functools.partial(poll, "proved radius")) > 0
+            return _in_batches(bound, arrays, batch_size, functools.partial(poll, "proved radius"), spread) > 0
 
         radius[todo] = _largest_proved(proved, len(todo), limit)
         radius = np.where(at.verified, np.maximum(radius, eps), radius)
@@ -206,7 +214,7 @@ def measure_curve(
             rows = np.flatnonzero(standing)
             threat = dataclasses.replace(at.threat, eps=float(here))
             named = {f"attack at {here:.3g}": functools.partial(pgd, steps=attack_steps, restarts=1)}
-            record = attack_all(key, named, logits_fn, split[rows], threat, batch_size, poll)
+            record = attack_all(key, named, logits_fn, split[rows], threat, batch_size, poll, spread)
             standing[rows] = record.standing
             if here >= eps:
                 standing &= at.attacked
@@ -224,6 +232,7 @@ def attack_all(
     threat: Threat,
     batch_size: int,
     poll: Poll,
+    spread: Spread,
 ) -> Record:
     """What attacks do to examples that are classified rightly.
 
@@ -231,7 +240,9 @@ def attack_all(
       SoundnessError: where a point is not in its ball.
     """
     ball = threat.inner(split.images, np.full(len(split), threat.eps))
-    record = in_turn(key, logits_fn, split.images, split.labels, ball, attacks, batch_size=batch_size, poll=poll)
+    record = in_turn(
+        key, logits_fn, split.images, split.labels, ball, attacks, batch_size=batch_size, poll=poll, spread=spread
+    )
     if (outside := threat.outside(split.images, record.adversarial)).any():
         raise SoundnessError(
             f"{int(outside.sum())} point(s) that an attack returned are not within {threat} of their image or not in "
@@ -266,17 +277,21 @@ def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limi
 
 
 def _in_batches(
-    f: Callable[..., jax.Array], arrays: Sequence[np.ndarray], batch_size: int, poll: Callable[[int, int], None]
+    f: Callable[..., jax.Array],
+    arrays: Sequence[np.ndarray],
+    batch_size: int,
+    poll: Callable[[int, int], None],
+    spread: Spread,
 ) -> np.ndarray:
     """Apply a function to batches of one size, the last one padded, and put the outputs together."""
     n = len(arrays[0])
     if not n:
         out = jax.eval_shape(f, *(np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays))
         return np.zeros((0, *out.shape[1:]), out.dtype)
-    outputs = []
+    run, outputs = spread(f), []
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        out = jax.device_get(f(*(a[rows] for a in arrays)))
+        out = jax.device_get(run(*(a[rows] for a in arrays)))
         outputs.append(out[: min(batch_size, n - start)])
         poll(min(start + batch_size, n), n)
     return np.concatenate(outputs)

@@ -29,9 +29,9 @@ _SILENT_SECONDS = 30.0
 class Display:
     """Prints rows, notes and progress of one run. Use it as a context manager."""
 
-    def __init__(self, console: Console | None = None):
-        """Write to this console; by default the standard output."""
-        self.console = console or Console(highlight=False)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        """Write to this console, by default the standard output, or nothing at all."""
+        self.console = console or Console(highlight=False, quiet=quiet)
         self.live = self.console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),

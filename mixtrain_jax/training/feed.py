@@ -8,7 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mixtrain_jax import parallel
 from mixtrain_jax.config import Config
 from mixtrain_jax.data import Split, Streamed, as_floats
 from mixtrain_jax.data.order import batch_indices, subset_indices
@@ -34,51 +36,73 @@ def indices(config: Config, step: int, count: int) -> tuple[np.ndarray, np.ndarr
     return batch, subset_indices(config.seed, step, n, count, k, replace=config.replace)
 
 
-def make_feed(config: Config, split: Split | Streamed, key: jax.Array) -> Feed:
+def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mesh | None = None) -> Feed:
     """The examples of any range of steps: a pure function of the config and the step, so a resumed run sees the same.
 
-    A split in memory is moved to the device once, as the integers it is stored as. Scaling to floats and augmentation
-    happen there, step by step.
+    A split in memory is moved to every device once, as the integers it is stored as. Scaling to floats and augmentation
+    happen there, step by step. Each device makes an equal share of the examples of a step; where they do not divide
+    evenly, the last one comes again.
 
     Args:
       config: says batch size, subsampling, augmentation and seed.
       split: the training examples.
       key: of the augmentation.
+      mesh: the devices; by default all.
     """
-    n, count = config.batch_size, len(split)
+    mesh = mesh or parallel.data_mesh()
+    n, k, count = config.batch_size, config.robust_count(), len(split)
     own_pool = len(indices(config, 0, count)[1]) > 0
+    # Which of the examples of a step are where: those of the batch, and those of a pool of its own.
+    parts = [_filled(0, n, mesh), _filled(n, k, mesh)] if own_pool else [_filled(0, n, mesh)]
 
     def plan(step: int) -> np.ndarray:
         return np.concatenate(indices(config, step, count))
 
-    def examples(images: jax.Array, labels: jax.Array, step: jax.Array) -> Examples:
-        images = augment(jax.random.fold_in(key, step), images, crop=config.crop, flip=config.flip)
-        seen = Batch(as_floats(images, split.levels), labels)
-        batch, pool = (jax.tree.map(lambda x, part=part: x[part], seen) for part in (slice(n), slice(n, None)))
-        return Examples(batch, pool if own_pool else batch)
+    def examples(found: list[tuple[jax.Array, jax.Array]], step: jax.Array) -> Examples:
+        step_key, batches = jax.random.fold_in(key, step), []
+        for (images, labels), rows, size in zip(found, parts, (n, k), strict=False):
+            images = augment(step_key, images, crop=config.crop, flip=config.flip, draws=(n + k * own_pool, rows))
+            batches.append(Batch(*parallel.pin((as_floats(images, split.levels), labels), mesh, "rows"), count=size))
+        return Examples(batches[0], batches[-1])
 
     if isinstance(split, Split):
-        resident = jax.device_put((split.images, split.labels))
+        resident = parallel.put((split.images, split.labels), mesh, "replicated")
 
-        @jit_once
-        def gather(data: tuple[jax.Array, jax.Array], rows: jax.Array, step: jax.Array) -> Examples:
-            return examples(data[0][rows], data[1][rows], step)
+        def gather(data: tuple[jax.Array, jax.Array], order: jax.Array, step: jax.Array) -> Examples:
+            where = [parallel.pin(order[rows], mesh, "rows") for rows in parts]
+            return examples([(data[0][i], data[1][i]) for i in where], step)
 
-        return lambda first, last: (gather(resident, plan(step), np.int32(step)) for step in range(first, last))
+        taken = parallel.settled(jit_once(gather), mesh)
+        return lambda first, last: (taken(resident, plan(step), np.int32(step)) for step in range(first, last))
 
     from mixtrain_jax.data.stream import stream
 
-    convert = jit_once(examples)
+    convert = parallel.settled(jit_once(examples), mesh)
+    own = [rows[parallel.own_rows(len(rows), mesh)] for rows in parts]  # a process reads what its own devices hold
 
     def streamed(first: int, last: int) -> Iterator[Examples]:
-        with stream(split.take, plan, first, last) as batches:
-            for step, (images, labels) in enumerate(batches, first):
-                yield convert(images, labels, np.int32(step))
+        with stream(split.take, lambda step: plan(step)[np.concatenate(own)], first, last) as batches:
+            for step, read in enumerate(batches, first):
+                pieces = zip(*(np.split(array, [len(own[0])]) for array in read), strict=True)
+                found = [parallel.put_own(piece, mesh) for piece in pieces][: len(parts)]
+                yield convert(found, np.int32(step))
 
     return streamed
 
 
-def augment(key: jax.Array, images: jax.Array, *, crop: int, flip: bool) -> jax.Array:
+def _filled(start: int, size: int, mesh: Mesh) -> np.ndarray:
+    """The numbers from `start` on, `size` of them, the last one again until they divide evenly over the devices."""
+    return start + np.minimum(np.arange(parallel.padded(size, mesh)), size - 1)
+
+
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    crop: int,
+    flip: bool,
+    draws: tuple[int, np.ndarray] | None = None,
+) -> jax.Array:
     """Shift and mirror images at random, each on its own.
 
     Args:
@@ -86,17 +110,19 @@ def augment(key: jax.Array, images: jax.Array, *, crop: int, flip: bool) -> jax.
       images: `[n, height, width, channels]`.
       crop: largest shift in pixels, up, down, left and right; what comes in from outside is black.
       flip: whether to mirror half of them, left to right.
+      draws: how many random draws are made, and which one each image gets; by default each its own.
 
     Returns:
       Images of the same shape and dtype.
     """
     crop_key, flip_key = jax.random.split(key)
+    count, which = draws or (len(images), np.arange(len(images)))
     if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        mirrored = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))[which]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     if crop:
         padded = jnp.pad(images, ((0, 0), (crop, crop), (crop, crop), (0, 0)))
-        corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * crop + 1)
+        corners = jax.random.randint(crop_key, (count, 2), 0, 2 * crop + 1)[which]
 
         def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])

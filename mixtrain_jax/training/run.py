@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -15,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from mixtrain_jax import certify, data, environment, mixing, models
+from mixtrain_jax import certify, data, environment, mixing, models, parallel
 from mixtrain_jax.attacks import pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
-from mixtrain_jax.fingerprints import by_name, fingerprint
+from mixtrain_jax.fingerprints import fingerprint, leaf_name
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Feed, indices, make_feed
@@ -61,6 +63,7 @@ class Setup(NamedTuple):
     rule: mixing.MixRule
     eps: optax.Schedule
     total_steps: int
+    mesh: Mesh
     initial: TrainState
 
 
@@ -80,12 +83,14 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
       MixtrainError: one of its kinds, each with the exit code of the command line; the message says what to do.
     """
     folder = RunDir(workdir)
-    with folder.opened(config), Stop() as stop:
-        summary = folder.summary()
+    with contextlib.ExitStack() as held, Stop() as stop:
+        parallel.alone(lambda: held.enter_context(folder.opened(config)))
+        refuse_another_config(config)
+        summary = parallel.led(folder.summary)
         if summary is None:
-            setup = prepare(config, data.load(config.data, data_dir, display.progress))
-            with Checkpoints(folder.checkpoints) as checkpoints:
-                saved = train(setup, folder, checkpoints, stop, display)
+            setup = parallel.together(lambda: prepare(config, data.load(config.data, data_dir, display.progress)))
+            checkpoints = parallel.alone(lambda: held.enter_context(Checkpoints(folder.checkpoints)))
+            saved = train(setup, folder, checkpoints, stop, display)
             summary = finish(setup, saved, folder, stop, display)
         else:
             display.note("This run has ended already; choose another --workdir to run it again.")
@@ -94,18 +99,35 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
     return summary
 
 
-def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
+def refuse_another_config(config: Config) -> None:
+    """Hold all processes to the config of the first.
+
+    Raises:
+      ConfigError: (in all processes) where one has another.
+    """
+    first = parallel.led(config.to_json)
+
+    def compare() -> None:
+        mine = config.to_json()
+        if differ := [name for name in mine if mine[name] != first[name]]:
+            raise ConfigError(f"The processes of this run were given different configs ({', '.join(differ)} differ).")
+
+    parallel.together(compare)
+
+
+def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | None = None) -> Setup:
     """Build network, rule, optimizer and steps, and the state that training starts from.
 
     Args:
       config: the experiment.
       dataset: what to train on; by default what the config names is loaded.
+      mesh: the devices; by default all.
 
     Raises:
       ConfigError: where the config does not fit the data.
       DataError: where the data are missing or damaged.
     """
-    dataset = dataset or data.load(config.data)
+    dataset, mesh = dataset or data.load(config.data), mesh or parallel.data_mesh()
     train_split, heldout = dataset.hold_out(config.holdout)
     if config.batch_size > len(train_split):
         raise ConfigError(
@@ -141,6 +163,8 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         tx=tx,
         steps_per_epoch=count / config.batch_size,
         bad_steps=config.bad_steps,
+        mesh=mesh,
+        layout=config.params,
     )
     initial = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -151,8 +175,9 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         totals=Totals.zeros(),
         bad=Bad.none(params),
     )
-    feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1))
-    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, initial)
+    initial = parallel.put(initial, mesh, config.params)
+    feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1), mesh)
+    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, mesh, initial)
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
@@ -200,7 +225,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     config, steps, total = setup.config, setup.steps, setup.total_steps
     saved = restore(setup, checkpoints, display)
     state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
-    folder.rewind_metrics(first)
+    parallel.alone(lambda: folder.rewind_metrics(first))
     if first >= total:
         return saved
     measure, absent = make_measure(setup), steps.absent(state)
@@ -209,7 +234,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     measure(state)
     log_every = max(1, total // config.points)
     started = logged = saved_at = time.monotonic()
-    logged_step = first
+    logged_step, agree = first, parallel.agreement(setup.mesh)
     for step, (batch, pool) in enumerate(setup.feed(first, total), first):
         with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
             clean = steps.clean(state, batch) if has_clean(config) else absent
@@ -218,7 +243,7 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
         done, now = step + 1, time.monotonic()
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
-            refuse_non_finite(setup, state, folder, checkpoints)
+            parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
             now = time.monotonic()
             row = log_row(setup, state, measure(state), done)
             row["seconds"] = spent + now - started
@@ -226,37 +251,65 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
             measuring = time.monotonic() - now
             left = ((now - started) / (done - first) + measuring / log_every) * (total - done)
             display.row({**row, "seconds_left": left}, last=done == total)
-            folder.append_metrics(row)
+            parallel.alone(functools.partial(folder.append_metrics, row))
             if best and row["eps"] == setup.eps(total) and row["heldout_verified_accuracy"] >= best.verified:
                 verified = np.float64(row["heldout_verified_accuracy"])
                 best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
             if config.target_on == "heldout" and row["clean_accuracy"] is not None:
-                state = state._replace(lead=jnp.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"]))
+                lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
+                state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
             # Measuring is no part of the time of training, nor is saving.
             started, now = started + measuring, now + measuring
-            state, logged, logged_step = state._replace(totals=Totals.zeros()), now, done
-        stopping = stop.signal is not None  # looked at once, as it may come at any moment
-        if stopping or done == total or now - saved_at >= config.checkpoint_seconds:
-            refuse_non_finite(setup, state, folder, checkpoints)
+            zeros = parallel.put(Totals.zeros(), setup.mesh, "replicated")
+            state, logged, logged_step = state._replace(totals=zeros), now, done
+        # The number of a signal, or 1 to save: any process may be told to stop, and process 0 has the clock.
+        late = now - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
+        verdict = agree(stop.signal or int(late))
+        if verdict or done == total:
+            parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
             now = time.monotonic()
             saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
-            checkpoints.save(done, saved)
-            if stopping or done == total:
-                checkpoints.wait()
+            save(checkpoints, saved, wait=verdict > 1 or done == total)
             saved_at = time.monotonic()
             started += saved_at - now
-        if stopping and done < total:
-            raise stop.error(f"step {done} of {total} is saved")
+        if verdict > 1 and done < total:
+            raise stop.error(verdict, f"step {done} of {total} is saved")
     return saved
+
+
+def save(checkpoints: Checkpoints, saved: Saved, *, wait: bool) -> None:
+    """Write a checkpoint, in process 0; the arrays come there from all of them.
+
+    Args:
+      checkpoints: those of the run.
+      saved: what to write.
+      wait: until it is whole.
+
+    Raises:
+      CheckpointError: where it cannot be written, or the one before it could not.
+    """
+    whole = parallel.fetch(saved) if jax.process_count() > 1 else saved
+
+    def write() -> None:
+        checkpoints.save(int(saved.step), whole)
+        if wait:
+            checkpoints.wait()
+
+    parallel.alone(write)
 
 
 def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     """The newest whole checkpoint, or the state that training starts from."""
     start = untrained(setup)
-    saved = checkpoints.restore(start, display.note)
+    saved = parallel.led(lambda: checkpoints.restore(start, display.note))
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
-    return saved or start
+        best = saved.best and saved.best._replace(
+            params=parallel.put(saved.best.params, setup.mesh, setup.config.params)
+        )
+        state = parallel.put(saved.state, setup.mesh, setup.config.params)
+        return saved._replace(state=state, best=best)
+    return start
 
 
 def untrained(setup: Setup) -> Saved:
@@ -325,7 +378,8 @@ def postmortem(setup: Setup, state: TrainState) -> dict[str, Any]:
     step = int(bad.step)
     batch, pool = indices(config, step, len(setup.train))
     updates = step - int(bad.skipped) + 1  # that the optimizer took before it: its schedule counts no others
-    largest = {name: number(value) for name, value in zip(by_name(state.params), bad.largest, strict=True)}
+    names = [leaf_name(path) for path, _ in jax.tree.flatten_with_path(state.params)[0]]
+    largest = {name: number(value) for name, value in zip(names, bad.largest, strict=True)}
     if np.isfinite(bad.clean_loss) and not np.isfinite(bad.robust_loss):
         advice = "The robust loss alone is not finite: lower weight or eps, or lengthen the ramp."
     else:
@@ -387,15 +441,16 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
 
     @jax.jit
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits_fn = functools.partial(setup.apply, params)
+        logits_fn = functools.partial(setup.apply, parallel.pin(params, setup.mesh, "replicated"))
         right = logits_fn(batch.images).argmax(-1) == batch.labels
         lower = worst(jax.random.key(0), logits_fn, batch, jnp.float32(config.eps))
-        return right, right & (lower > 0).all(-1)
+        return parallel.pin((right, right & (lower > 0).all(-1)), setup.mesh, "replicated")
 
     # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.
-    size = min(config.batch_size, count)
+    size = parallel.padded(min(config.batch_size, count), setup.mesh)
     rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-    batches = [Batch(*jax.device_put(split.take(row))) for row in rows]
+    correct = parallel.settled(correct, setup.mesh)
+    batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]
 
     def measure(state: TrainState) -> tuple[float, float]:
         found = jax.device_get([correct(state.params, batch) for batch in batches])
@@ -429,13 +484,17 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
       SoundnessError: where an image is both proved and broken.
     """
     config, dataset = setup.config, setup.dataset
+    saved = parallel.fetch(saved)
     step, params = chosen(saved)
-    logits_fn = functools.partial(setup.apply, params)
+    logits_fn = functools.partial(setup.apply, jax.tree.map(jnp.asarray, params))
+    devices = {"batch_size": parallel.padded(128, setup.mesh), "spread": parallel.by_rows(setup.mesh)}
+
+    agree = parallel.agreement(setup.mesh)
 
     def poll(what: str, done: int, total: int) -> None:
         display.progress(what, done, total)
-        if stop.signal:
-            raise stop.error("training is saved, certification starts anew")
+        if number := agree(stop.signal or 0):
+            raise stop.error(number, "training is saved, certification starts anew")
 
     started = time.monotonic()
     display.note(f"Measuring on the {len(dataset.test)} test images.")
@@ -443,7 +502,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     methods = certify.methods(config.certify)
     attacks = {"pgd": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
     threat = certify.Threat(config.eps, dataset.domain)
-    evaluation = certify.evaluate(key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll)
+    evaluation = certify.evaluate(
+        key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll, **devices
+    )
     curve = None
     if few := min(config.curve_examples, len(dataset.test)):
         curve = certify.measure_curve(
@@ -454,6 +515,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
             methods=methods,
             attack_steps=config.attack_steps,
             poll=poll,
+            **devices,
         )
     summary = {
         **evaluation.accuracies(),
@@ -472,10 +534,14 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "versions": environment.versions(environment.TRAINING),
         "device": environment.device(),
     }
-    content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
-    folder.write("report.html", content)
-    folder.write("certificates.npz", certificates(evaluation, dataset.test))
-    folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def write() -> None:
+        content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
+        folder.write("report.html", content)
+        folder.write("certificates.npz", certificates(evaluation, dataset.test))
+        folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    parallel.alone(write)
     return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -10,7 +11,10 @@ from mixtrain_jax.errors import InterruptedRunError, MixtrainError, PreemptedErr
 
 
 class Stop:
-    """While entered, turns the first SIGTERM or SIGINT into a request; a second one ends the process at once."""
+    """While entered, turns the first SIGTERM or SIGINT into a request; a second one ends the process at once.
+
+    Outside of the main thread it does nothing: Python hands signals to that one alone.
+    """
 
     def __init__(self) -> None:
         """Nothing requested yet."""
@@ -18,7 +22,7 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -31,8 +35,9 @@ class Stop:
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
 
-    def error(self, saved: str) -> MixtrainError:
-        """What to raise once the state is saved."""
-        if self.signal == signal.SIGTERM:
+    @staticmethod
+    def error(number: int, saved: str) -> MixtrainError:
+        """What to raise for a signal once the state is saved."""
+        if number == signal.SIGTERM:
             return PreemptedError(f"Stopped by SIGTERM; {saved}. The same command goes on from there.")
         return InterruptedRunError(f"Stopped by Ctrl-C; {saved}. The same command goes on from there.")

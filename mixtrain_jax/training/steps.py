@@ -5,15 +5,18 @@ They are apart so that the robust part has its own batch size, k of n, and can b
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from mixtrain_jax import losses, subsample
+from mixtrain_jax import losses, parallel, subsample
 from mixtrain_jax.attacks import LogitsFn, descend
 from mixtrain_jax.bounds import Method, linf_ball, margins, specification
 from mixtrain_jax.mixing import MixRule, Signals
@@ -22,11 +25,26 @@ from mixtrain_jax.training.state import Bad, Totals, TrainState
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
 
 
-class Batch(NamedTuple):
-    """Examples on the device: images `[n, height, width, channels]` float32 and labels `[n]`."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Examples on the devices: images `[n, height, width, channels]` float32 and labels `[n]`.
+
+    The first `count` count, None for all; the others are there for `n` to be a multiple of the number of devices.
+    """
 
     images: jax.Array
     labels: jax.Array
+    count: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __len__(self) -> int:
+        return len(self.labels) if self.count is None else self.count
+
+    def mean(self, values: jax.Array) -> jax.Array:
+        """Mean over the examples that count of one value each, `[n]`."""
+        if len(self) == len(values):
+            return values.mean()
+        return jnp.where(np.arange(len(values)) < len(self), values, 0).sum() / len(self)
 
 
 # (key, logits_fn, batch, eps) -> margins [n, classes - 1] in the worst case, as a sound bound or an attack has it.
@@ -84,6 +102,8 @@ def make_steps(
     tx: optax.GradientTransformation,
     steps_per_epoch: float,
     bad_steps: int = 0,
+    mesh: Mesh | None = None,
+    layout: parallel.Layout = "replicated",
 ) -> Steps:
     """Build the steps of one run.
 
@@ -98,29 +118,38 @@ def make_steps(
       tx: optimizer.
       steps_per_epoch: steps in one pass over the training data.
       bad_steps: how many steps in a row may be skipped; after one more the state stands still.
+      mesh: the devices; None for one.
+      layout: of the state on them; `rows` is none for a state.
     """
 
     def clean(state: TrainState, batch: Batch) -> Part:
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
             logits = apply(params, batch.images)
-            return losses.clean_loss(logits, batch.labels).mean(), (logits.argmax(-1) == batch.labels).mean()
+            right = logits.argmax(-1) == batch.labels
+            return batch.mean(losses.clean_loss(logits, batch.labels)), batch.mean(right)
 
-        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return Part(value, accuracy, gradient)
+        params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
+        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
     def robust(state: TrainState, pool: Batch) -> Part:
         step_key = jax.random.fold_in(key, state.step)
         batch = pool
-        if replace or k < len(pool.labels):
-            chosen = subsample.draw(step_key, len(pool.labels), k, replace=replace)
-            batch = Batch(*(x[chosen] for x in pool))
+        if replace or k < len(pool):
+            chosen = subsample.draw(step_key, len(pool), k, replace=replace)
+            if mesh is not None:
+                chosen = chosen[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
+            # An equal share for every device, wherever the examples were.
+            picked = parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows")
+            batch = Batch(*picked, count=k)
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
             lower = worst_case(step_key, functools.partial(apply, params), batch, jnp.asarray(eps(state.step)))
-            return losses.robust_loss(lower).mean(), (lower > 0).all(-1).mean()
+            return batch.mean(losses.robust_loss(lower)), batch.mean((lower > 0).all(-1))
 
-        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return Part(value, accuracy, gradient)
+        params = parallel.pin(state.params, mesh, "replicated")
+        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
     def update(state: TrainState, clean: Part, robust: Part) -> TrainState:
         epoch = state.step.astype(jnp.float32) / steps_per_epoch
@@ -168,13 +197,15 @@ def make_steps(
 
         bad = jax.lax.cond(good | over, lambda: state.bad, skipped)
         same = state._replace(step=jnp.where(over, state.step, state.step + 1), bad=bad)
-        return jax.tree.map(functools.partial(jnp.where, good & ~over), new, same)
+        kept = jax.tree.map(functools.partial(jnp.where, good & ~over), new, same)
+        return parallel.pin(kept, mesh, layout)
 
     def absent(state: TrainState) -> Part:
         zero = jnp.zeros((), jnp.float32)
-        return Part(zero, zero, jax.tree.map(jnp.zeros_like, state.params))
+        return parallel.pin(Part(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
 
-    return Steps(jit_once(clean), jit_once(robust), jit_once(update, donate_argnums=0), jax.jit(absent))
+    jitted = (jit_once(clean), jit_once(robust), jit_once(update, donate_argnums=0), jax.jit(absent))
+    return Steps(*(parallel.settled(step, mesh) for step in jitted))
 
 
 def jit_once(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
