@@ -176,7 +176,8 @@ def read(folder: Path, step: int) -> dict[str, np.ndarray]:
       CheckpointError: naming the leaf that differs from the manifest; where a file is damaged, anything that Orbax or
         what it is made of raises.
     """
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=ALONE))
+    with ocp.Checkpointer(handler, multiprocessing_options=ALONE) as checkpointer:
         restored = checkpointer.restore(
             folder.absolute() / str(step),
             args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore()),

@@ -103,10 +103,10 @@ def test_a_signal_to_one_and_the_death_of_one_change_nothing(uninterrupted, tmp_
     done = program.run(*TINY, "--workdir", tmp_path / "copy")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Going on from step {saved} of {TOTAL}." in done.stdout
-    one, two = (checkpoints.Checkpoints(x / "checkpoints") for x in (tmp_path / "copy", uninterrupted[0]))
-    for name, leaf in one._read(TOTAL).items():
+    one, two = (checkpoints.read(x / "checkpoints", TOTAL) for x in (tmp_path / "copy", uninterrupted[0]))
+    for name, leaf in one.items():
         if name.startswith("state.params"):
-            np.testing.assert_allclose(leaf, two._read(TOTAL)[name], rtol=0, atol=1e-4)
+            np.testing.assert_allclose(leaf, two[name], rtol=0, atol=1e-4)
 
 
 def test_what_stops_the_first_process_stops_both_with_its_word(tmp_path):
