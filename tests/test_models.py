@@ -5,6 +5,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 
 from mixtrain_jax import models
 
@@ -24,7 +25,7 @@ PAPER = [
 @functools.cache
 def initialized(name, shape, classes, seed=0, **options):
     network = models.build(name, classes=classes, **options)
-    return network, jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
+    return network, quick_jit(network.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
 
 
 def relus(jaxpr):
@@ -78,7 +79,8 @@ def test_first_weights_follow_the_key():
 
 @pytest.mark.parametrize("name", [name for name in models.MODELS if name != "resnet_imagenet"])
 def test_width_is_that_of_the_hidden_layers(name):
-    _, params = initialized(name, MNIST, 10, width=7)
+    network = models.build(name, classes=10, width=7)
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *MNIST)))
     dense = [value["kernel"].shape for key, value in params["params"].items() if "Dense" in key]
     assert dense[-1] == (7, 10)
     assert all(shape[1] == 7 for shape in dense[:-1])
@@ -101,7 +103,7 @@ def test_residual_blocks_add_what_they_are_told_to(key):
     for stride in (1, 2):
         block = Block(5, stride)
         x = jax.random.normal(key, (2, 8, 8, 3))
-        params = jax.jit(block.init)(key, x)
+        params = quick_jit(block.init)(key, x)
         layers = params["params"]
 
         def conv(layer, x, stride, padding, layers=layers):
