@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from compiling import FLAGS
+
 ROOT = Path(__file__).parent.parent
 _DISTURBING = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "XLA_FLAGS")
 
@@ -15,7 +17,7 @@ def environment():
     return {
         **kept,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling takes longer than all that runs
+        "XLA_FLAGS": FLAGS,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 

@@ -5,7 +5,6 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 
 from mixtrain_jax import models
 
@@ -25,7 +24,7 @@ PAPER = [
 @functools.cache
 def initialized(name, shape, classes, seed=0, **options):
     network = models.build(name, classes=classes, **options)
-    return network, quick_jit(network.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
+    return network, jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
 
 
 def relus(jaxpr):
@@ -103,7 +102,7 @@ def test_residual_blocks_add_what_they_are_told_to(key):
     for stride in (1, 2):
         block = Block(5, stride)
         x = jax.random.normal(key, (2, 8, 8, 3))
-        params = quick_jit(block.init)(key, x)
+        params = jax.jit(block.init)(key, x)
         layers = params["params"]
 
         def conv(layer, x, stride, padding, layers=layers):

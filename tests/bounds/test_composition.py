@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 from networks import NETWORKS
 
 import mixtrain_jax as mt
@@ -29,7 +28,7 @@ def test_jit_and_vmap_change_nothing(method: mt.bounds.Method, network: Any) -> 
     ball = mt.linf_ball(x, 0.1)
     one = method(lambda v: f(params, v[None])[0])
     mapped = jax.vmap(one)(ball)
-    jitted = quick_jit(jax.vmap(one))(ball)
+    jitted = jax.jit(jax.vmap(one))(ball)
     for i in range(len(x)):
         single = one(jax.tree.map(lambda a, i=i: a[i], ball))
         for found in (mapped, jitted):
@@ -53,7 +52,7 @@ def test_margins_of_many_examples_are_those_of_each(method: mt.bounds.Method, ne
     labels = jnp.arange(12) % 4
     batch = mt.margins(method, functools.partial(f, params))(mt.linf_ball(x, 0.1), labels)
     assert batch.shape == (12, 3)
-    single = quick_jit(mt.margins(method, lambda v: f(params, v[None])[0]))
+    single = jax.jit(mt.margins(method, lambda v: f(params, v[None])[0]))
     for i in range(12):
         np.testing.assert_allclose(batch[i], single(mt.linf_ball(x[i], 0.1), labels[i]), rtol=1e-5, atol=1e-5)
 
@@ -63,8 +62,8 @@ def test_margins_of_many_examples_are_those_of_each(method: mt.bounds.Method, ne
 def test_chunks_change_nothing(method: Any, chunk: int, network: Any) -> None:
     f, params, x = network
     ball, labels = mt.linf_ball(x, 0.1), jnp.array([1, 0, 3])
-    whole = quick_jit(mt.margins(method, functools.partial(f, params)))(ball, labels)
-    chunked = quick_jit(mt.margins(functools.partial(method, chunk=chunk), functools.partial(f, params)))(ball, labels)
+    whole = jax.jit(mt.margins(method, functools.partial(f, params)))(ball, labels)
+    chunked = jax.jit(mt.margins(functools.partial(method, chunk=chunk), functools.partial(f, params)))(ball, labels)
     np.testing.assert_allclose(chunked, whole, rtol=1e-5, atol=1e-5)
 
 
@@ -74,7 +73,7 @@ def test_gradients_are_those_of_finite_differences(method: mt.bounds.Method) -> 
         f, params, x = NETWORKS["deep_mlp"](5)
         params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
 
-        @quick_jit
+        @jax.jit
         @functools.partial(jax.value_and_grad, argnums=(0, 1))
         def objective(params: Any, eps: jax.Array) -> jax.Array:
             return jnp.sum(mt.margins(method, functools.partial(f, params))(mt.linf_ball(x, eps), jnp.array([0, 1, 2])))
@@ -98,7 +97,7 @@ def test_gradients_are_finite_where_boxes_are_points_or_zero(method: mt.bounds.M
         logits = lambda x: jax.nn.relu(jax.nn.relu(x @ w) @ w) @ w  # noqa: E731
         return jnp.sum(mt.margins(method, logits)(mt.linf_ball(jnp.zeros((2, 3)), 0.0), jnp.array([0, 1])))
 
-    gradient = quick_jit(jax.grad(objective))
+    gradient = jax.jit(jax.grad(objective))
     assert np.all(np.isfinite(gradient(jnp.zeros((3, 3)))))
     assert np.all(np.isfinite(gradient(jnp.eye(3))))
 
@@ -179,7 +178,7 @@ def test_any_leaf_may_be_an_interval_and_outputs_keep_their_structure() -> None:
 def test_the_dtype_of_the_input_is_kept(method: mt.bounds.Method, dtype: Any) -> None:
     f, params, x = NETWORKS["deep_mlp"](1)
     params, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, x))
-    out = quick_jit(method(lambda v: f(params, v[None])[0]))(mt.linf_ball(x[0], jnp.asarray(0.1, dtype)))
+    out = jax.jit(method(lambda v: f(params, v[None])[0]))(mt.linf_ball(x[0], jnp.asarray(0.1, dtype)))
     assert out.dtype == dtype
     assert np.all(np.asarray(out.lower, np.float32) <= np.asarray(out.upper, np.float32))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
+from compiling import jit
 from test_probes import METHODS, promotion_as_users_have_it
 
 import mixtrain_jax as mt
@@ -39,7 +39,7 @@ def _mlp(weights: list[Any], x: jax.Array) -> jax.Array:
 @functools.cache
 def _bounds(method: bounds.Method) -> Any:
     """Bounds of the networks of these weights in a ball."""
-    return quick_jit(lambda weights, ball: method(functools.partial(_mlp, weights))(ball))
+    return jax.jit(lambda weights, ball: method(functools.partial(_mlp, weights))(ball))
 
 
 @functools.cache

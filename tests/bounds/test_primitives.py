@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
+from compiling import jit
 from jax import lax
 from jax.extend.core.primitives import add_jaxvals_p
 
@@ -177,6 +177,6 @@ def test_backward_maps_of_affine_primitives_are_exact() -> None:
             y = f(x @ np.array(np.diag([1.0, 2, -1, 1])) + x[::-1])
             return y - 0.5 * y[..., ::-1] if y.ndim else y
 
-        values, bound = quick_jit(lambda points, ball, g=g: (jax.vmap(g)(points), mt.crown(g)(ball)))(corners, ball)
+        values, bound = jax.jit(lambda points, ball, g=g: (jax.vmap(g)(points), mt.crown(g)(ball)))(corners, ball)
         np.testing.assert_allclose(bound.lower, values.min(0), atol=1e-12, err_msg=name)
         np.testing.assert_allclose(bound.upper, values.max(0), atol=1e-12, err_msg=name)

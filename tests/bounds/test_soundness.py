@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
+from compiling import jit
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -57,7 +57,7 @@ def _outputs(network: str) -> Any:
         attacked = pgd(key, apply, x, labels, ball, steps=20, restarts=2)
         return jax.lax.map(apply, jnp.concatenate([inside, attacked[None]]))
 
-    return quick_jit(outputs)
+    return jax.jit(outputs)
 
 
 def _case(network: str, seed: int, dtype: type) -> tuple[Any, jax.Array, jax.Array]:

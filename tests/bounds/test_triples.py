@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from test_primitives import PROBES
-from test_probes import METHODS, jit, promotion_as_users_have_it
+from test_probes import METHODS, promotion_as_users_have_it
 
 import mixtrain_jax as mt
 
@@ -73,7 +73,7 @@ def _cases(chain: str) -> tuple[Any, mt.Interval, np.ndarray]:
     t[:, ::3] = np.round(t[:, ::3])
     lower, upper = (np.asarray(end)[:, None] for end in (balls.lower, balls.upper))
     points = np.clip((lower + t * (upper - lower)).astype(np.float32), lower, upper)
-    outputs = jit(jax.vmap(lambda w, p: jax.vmap(functools.partial(_network, layers, w))(p)))(weights, points)
+    outputs = jax.jit(jax.vmap(lambda w, p: jax.vmap(functools.partial(_network, layers, w))(p)))(weights, points)
     return weights, balls, np.asarray(outputs)
 
 
@@ -81,7 +81,7 @@ def _bounds(chain: str, method: str, weights: Any, balls: mt.Interval) -> mt.Int
     def bound(w: Any, ball: mt.Interval) -> mt.Interval:
         return WAYS[method](functools.partial(_network, CHAINS[chain], w), sound=True)(ball)
 
-    return jax.device_get(jit(jax.vmap(bound))(weights, balls))
+    return jax.device_get(jax.jit(jax.vmap(bound))(weights, balls))
 
 
 def _pairs() -> list[Any]:
