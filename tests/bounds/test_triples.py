@@ -1,6 +1,7 @@
 """Random (network, ball, point) triples over every primitive: nothing reached lies outside a bound.
 
-No tolerance: bounds are those of `sound=True`, and points are run through the network in float32.
+No tolerance: bounds are those of `sound=True`, and points are run through the network in float32. Programs are many and
+large, so they are compiled as cheaply as those of other tests; `test_primitives` and `test_arb` compile as users do.
 
 Every function that `test_primitives` knows is a layer of some network, between random dense ones. Each network is drawn
 `DRAWS` times, weights, input and radius, and each ball is sampled at `POINTS` points: a third of them corners.
