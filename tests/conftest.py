@@ -1,11 +1,14 @@
 """Every test runs on four CPU devices, with implicit dtype and rank promotion forbidden."""
 
 import gc
+import os
 
 import hypothesis
 import jax
 import pytest
+from compiling import FLAGS
 
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"  # before the first computation
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

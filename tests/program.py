@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from compiling import FLAGS
+
 ROOT = Path(__file__).parent.parent
 _DISTURBING = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "XLA_FLAGS")
 
@@ -17,7 +19,7 @@ def environment(devices=1):
         **kept,
         "JAX_PLATFORMS": "cpu",
         # Compiling takes longer than all that runs.
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 

@@ -78,7 +78,8 @@ def test_first_weights_follow_the_key():
 
 @pytest.mark.parametrize("name", [name for name in models.MODELS if name != "resnet_imagenet"])
 def test_width_is_that_of_the_hidden_layers(name):
-    _, params = initialized(name, MNIST, 10, width=7)
+    network = models.build(name, classes=10, width=7)
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *MNIST)))
     dense = [value["kernel"].shape for key, value in params["params"].items() if "Dense" in key]
     assert dense[-1] == (7, 10)
     assert all(shape[1] == 7 for shape in dense[:-1])

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit
 from flint import arb, ctx
 from jax import lax, nn
-from test_probes import jit, promotion_as_users_have_it
+from test_probes import promotion_as_users_have_it
 
 import mixtrain_jax as mt
 

@@ -30,8 +30,6 @@ every_curve = pytest.mark.parametrize("name", CURVES)
 SHAPES = ["ABS", "EXP", "LOG", "SQRT", "RECIPROCAL", "TANH", "CBRT", "GELU", "SIN", "relu6", "integer_pow(-2)"]
 every_shape = pytest.mark.parametrize("name", SHAPES)
 few = settings(max_examples=3)
-# Dozens of programs are compiled here and run for microseconds.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _features(name: str) -> np.ndarray:
@@ -80,7 +78,7 @@ def _evaluate(name: str) -> Callable[..., Any]:
         both = [curves.lines(curve, lower, upper, slopes) for slopes in ("adaptive", "parallel")]
         return both, curves.extremes(curve, lower, upper), curve.f(points)
 
-    return jit(evaluate)
+    return jax.jit(evaluate)
 
 
 def _run(name: str, lower: np.ndarray, upper: np.ndarray) -> Any:
@@ -211,7 +209,7 @@ def test_boxes_of_any_size_and_off_the_domain_are_bounded(name: str) -> None:
 
 def test_ranges_stop_where_the_domain_does() -> None:
     def range_of(name: str, lower: float, upper: float) -> list[float]:
-        found = jit(functools.partial(curves.extremes, CURVES[name]))(jnp.float32(lower), jnp.float32(upper))
+        found = jax.jit(functools.partial(curves.extremes, CURVES[name]))(jnp.float32(lower), jnp.float32(upper))
         return [float(x) for x in found]
 
     assert range_of("SQRT", 0.0, 4.0) == [0.0, 2.0]
@@ -228,8 +226,8 @@ def test_thresholds_of_entries_vmap_and_small_dtypes(slopes: Any) -> None:
     low, high = jnp.array([-1.0, 0.0, -0.5]), jnp.array([1.0, 0.5, 2.0])
     curve = curves.clamp(low, high)
     lower = jnp.linspace(-3.0, 1.0, 12).reshape(4, 3)
-    batch = jit(lambda x: jax.vmap(lambda x: curves.lines(curve, x, x + 2, slopes))(x))(lower)
-    single = jit(lambda x: curves.lines(curve, x, x + 2, slopes))(lower[1])
+    batch = jax.jit(lambda x: jax.vmap(lambda x: curves.lines(curve, x, x + 2, slopes))(x))(lower)
+    single = jax.jit(lambda x: curves.lines(curve, x, x + 2, slopes))(lower[1])
     for whole, part in zip(batch, single, strict=True):
         np.testing.assert_allclose(whole[1], part, rtol=1e-6, atol=1e-6)
     t = jnp.linspace(0.0, 2.0, 41)[:, None, None] + lower[None]
@@ -238,7 +236,7 @@ def test_thresholds_of_entries_vmap_and_small_dtypes(slopes: Any) -> None:
     assert jnp.all(y <= batch.upper_slope[None] * t + batch.upper_offset[None] + 2e-6)
     for name in ("TANH", "EXP"):
         rough = lower.astype(jnp.bfloat16)
-        lines = jit(lambda x, name=name: curves.lines(CURVES[name], x, x + 2, slopes))(rough)
+        lines = jax.jit(lambda x, name=name: curves.lines(CURVES[name], x, x + 2, slopes))(rough)
         assert all(part.dtype == jnp.bfloat16 and jnp.isfinite(part).all() for part in lines)
         s, o, steep, top = (part.astype(jnp.float32)[None] for part in lines)
         x = jnp.linspace(0.0, 1.0, 41)[:, None, None] * (rough + 2 - rough).astype(jnp.float32)[None]
@@ -263,7 +261,7 @@ def _gradients(name: str) -> Callable[..., Any]:
         mixture, pull = jax.vjp(functools.partial(_mixture, name, weights), lower, upper)
         return mixture, pull(jnp.ones_like(mixture))
 
-    return jit(gradients)
+    return jax.jit(gradients)
 
 
 @pytest.mark.usefixtures("x64")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import jit, optimizing_jit
 
 import mixtrain_jax as mt
 from mixtrain_jax.bounds import rules
@@ -25,7 +26,6 @@ METHODS = {
     "crown": mt.crown,
     "alpha_crown": functools.partial(mt.alpha_crown, steps=2),
 }
-fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 exactly = np.vectorize(lambda v: Fraction(float(v)), otypes=[object])
 RATIONAL = SimpleNamespace(
     dot=lambda x, w: x @ exactly(w),
@@ -43,10 +43,11 @@ FLOAT = SimpleNamespace(
     cumsum=jnp.cumsum,
     total=lambda x: jnp.sum(x, keepdims=True),
 )
-Net = Callable[[Any, Any], Any]
+Net = Callable[..., Any]
 
 
-def _nets() -> Iterator[tuple[str, Net]]:
+def _nets() -> Iterator[tuple[str, Net, tuple[np.ndarray, ...]]]:
+    """Names, networks of an arithmetic, an input and constants, and the constants; a network may come with several."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -61,73 +62,86 @@ def _nets() -> Iterator[tuple[str, Net]]:
         h = m.relu(m.dot(m.relu(m.dot(x, w[0]) + m.array(b[0])), w[1]) + m.array(b[1]))
         return m.dot(h, w[2]) + m.array(b[2])
 
-    yield "mlp", mlp
+    def in_one_layer(m: Any, x: Any, c: Any) -> Any:
+        return m.dot(m.relu((m.dot(x, w[0]) + m.array(c)) - m.array(c)), w[2])
+
+    def unevenly(m: Any, x: Any, c: Any) -> Any:
+        return m.dot(m.relu(((m.dot(x, w[0]) + m.array(c)) - m.array(b[1])) - m.array(c)), w[2])
+
+    def over_layers(m: Any, x: Any, c: Any) -> Any:
+        h = m.dot(m.relu(m.dot(x, w[0]) + m.array(c)), np.eye(8, dtype=np.float32))
+        return m.dot(m.relu(h - m.array(c)), w[2])
+
+    def behind_relu(m: Any, x: Any, c: Any) -> Any:
+        return m.relu(m.dot(x, w[0]) + m.array(c)) - m.array(c)
+
+    def behind_residuals(m: Any, x: Any, c: Any) -> Any:
+        h = m.dot(x, w[0])
+        return m.dot((h + m.array(c)) - m.relu(h - m.array(b[0])) - m.array(c) + m.relu(h), w[2])
+
+    def folded_batch_norm(m: Any, x: Any, wide: Any, fold: Any) -> Any:
+        return m.dot(m.relu(m.dot(x, wide)), fold)
+
+    yield "mlp", mlp, ()
     for e in (10, 25, 40):
         large = np.full(8, 2.0**e, np.float32)
         uneven = (normal(8) * 2.0**e).astype(np.float32)
         column = np.concatenate([normal(6, 4), normal(6, 4) * np.float32(2.0**e)], 1)
         fold = np.concatenate([normal(4, 3), np.zeros((4, 3), np.float32)])
         fold[4], fold[5] = 2.0**-10, -(2.0**-10)
-        yield (
-            f"in one layer {e}",
-            lambda m, x, c=large: m.dot(m.relu((m.dot(x, w[0]) + m.array(c)) - m.array(c)), w[2]),
-        )
-        yield (
-            f"unevenly {e}",
-            lambda m, x, c=uneven: m.dot(m.relu(((m.dot(x, w[0]) + m.array(c)) - m.array(b[1])) - m.array(c)), w[2]),
-        )
-        yield (
-            f"over layers {e}",
-            lambda m, x, c=large: m.dot(
-                m.relu(m.dot(m.relu(m.dot(x, w[0]) + m.array(c)), np.eye(8, dtype=np.float32)) - m.array(c)), w[2]
-            ),
-        )
-        yield f"relu(x + c) - c {e}", lambda m, x, c=large: m.relu(m.dot(x, w[0]) + m.array(c)) - m.array(c)
-
-        def behind_residuals(m: Any, x: Any, c: np.ndarray = large) -> Any:
-            h = m.dot(x, w[0])
-            return m.dot((h + m.array(c)) - m.relu(h - m.array(b[0])) - m.array(c) + m.relu(h), w[2])
-
-        yield f"behind residuals {e}", behind_residuals
-        yield (
-            f"as folded batch norm {e}",
-            lambda m, x, wide=column, fold=fold: m.dot(m.relu(m.dot(x, wide)), fold),
-        )
-    yield "cumsum", lambda m, x: m.cumsum(m.relu(m.cumsum(m.dot(x, w[0]) * m.array(b[0]))))
-    yield "total", lambda m, x: m.total(m.relu(m.dot(x, w[0]))) - m.total(m.dot(x, w[0])) * m.array(np.float32(0.5))
+        yield f"in one layer {e}", in_one_layer, (large,)
+        yield f"unevenly {e}", unevenly, (uneven,)
+        yield f"over layers {e}", over_layers, (large,)
+        yield f"relu(x + c) - c {e}", behind_relu, (large,)
+        yield f"behind residuals {e}", behind_residuals, (large,)
+        yield f"as folded batch norm {e}", folded_batch_norm, (column, fold)
+    yield "cumsum", lambda m, x: m.cumsum(m.relu(m.cumsum(m.dot(x, w[0]) * m.array(b[0])))), ()
+    yield (
+        "total",
+        lambda m, x: m.total(m.relu(m.dot(x, w[0]))) - m.total(m.dot(x, w[0])) * m.array(np.float32(0.5)),
+        (),
+    )
 
 
-NETS = dict(_nets())
+NETS = {name: (net, constants) for name, net, constants in _nets()}
+
+
+@functools.cache
+def _bound(net: Net, method: str) -> Callable[..., mt.Interval]:
+    def bound(lower: Any, upper: Any, *constants: Any) -> mt.Interval:
+        return METHODS[method](lambda x: net(FLOAT, x, *constants), sound=True)(mt.Interval(lower, upper))
+
+    return jit(bound)
+
+
+@functools.cache
+def _deployed(net: Net) -> Callable[..., jax.Array]:
+    return optimizing_jit(functools.partial(net, FLOAT))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_boxes_enclose_exact_rationals_and_deployed_outputs(name: str) -> None:
-    net, rng = NETS[name], np.random.default_rng(1)
-    deployed = functools.partial(net, FLOAT)
-    methods = METHODS if name in ("mlp", "over layers 25") else {key: METHODS[key] for key in ("ibp", "crown")}
-    bounds = {
-        key: fast(lambda lower, upper, method=method: method(deployed, sound=True)(mt.Interval(lower, upper)))
-        for key, method in methods.items()
-    }
-    compiled = fast(deployed)
+    (net, constants), rng = NETS[name], np.random.default_rng(1)
+    exact = [exactly(c) for c in constants]
     for eps in (0.0, None, 1e-7, 1e-5, 1e-4, 0.03):
         x = rng.normal(size=6).astype(np.float32)
         lower, upper = x, np.nextafter(x, np.float32(np.inf))
         if eps is not None:
             lower, upper = map(np.asarray, (mt.linf_ball(x, eps).lower, mt.linf_ball(x, eps).upper))
         points = [lower, upper, *(np.where(rng.random(6) < 0.5, lower, upper) for _ in range(4))]
-        reached = [net(RATIONAL, exactly(p)) for p in points] + [exactly(compiled(p)) for p in points]
-        for key, bound in bounds.items():
-            box = bound(lower, upper)
-            for value in reached:
-                assert np.all(exactly(box.lower) <= value), (key, eps)
-                assert np.all(value <= exactly(box.upper)), (key, eps)
+        reached = [net(RATIONAL, exactly(p), *exact) for p in points]
+        reached = np.stack(reached + [exactly(_deployed(net)(p, *constants)) for p in points])
+        least, greatest = reached.min(0), reached.max(0)
+        for method in METHODS if name in ("mlp", "over layers 25") else ("ibp", "crown"):
+            box = _bound(net, method)(lower, upper, *constants)
+            assert np.all(exactly(box.lower) <= least), (method, eps)
+            assert np.all(greatest <= exactly(box.upper)), (method, eps)
 
 
 def _holds(f: Callable[..., Any], x: Any, truth: float, radius: float = 0.0) -> None:
-    x = jnp.asarray(x)
-    for key in ("ibp", "crown_ibp", "crown"):
-        box = METHODS[key](f, sound=True)(mt.Interval(x - radius, x + radius))
+    x, keys = jnp.asarray(x), ("ibp", "crown_ibp", "crown")
+    boxes = jit(lambda ball: [METHODS[key](f, sound=True)(ball) for key in keys])(mt.Interval(x - radius, x + radius))
+    for key, box in zip(keys, boxes, strict=True):
         lower, upper = float(box.lower.reshape(-1)[0]), float(box.upper.reshape(-1)[0])
         assert lower <= truth <= upper or np.isnan(lower + upper), (key, lower, upper)
 
@@ -209,16 +223,16 @@ def test_any_order_of_a_sum_is_inside(seed: int) -> None:
         assert float(box.lower[0]) <= min(sums) <= max(sums) <= float(box.upper[0])
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "tensorfloat32"])
-def test_the_default_precision_changes_nothing(precision: str) -> None:
-    f = functools.partial(NETS["mlp"], FLOAT)
+def test_the_default_precision_changes_nothing() -> None:
+    f = functools.partial(NETS["mlp"][0], FLOAT)
     ball = mt.linf_ball(jnp.arange(6.0), 0.1)
     for method in (mt.ibp, mt.crown):
-        expected = method(f, sound=True)(ball)
-        with jax.default_matmul_precision(precision):
-            found = method(f, sound=True)(ball)
-        np.testing.assert_array_equal(expected.lower, found.lower)
-        np.testing.assert_array_equal(expected.upper, found.upper)
+        expected = jit(method(f, sound=True))(ball)
+        for precision in ("bfloat16", "tensorfloat32"):
+            with jax.default_matmul_precision(precision):
+                found = jit(method(f, sound=True))(ball)
+            np.testing.assert_array_equal(expected.lower, found.lower)
+            np.testing.assert_array_equal(expected.upper, found.upper)
 
 
 def test_what_is_robust_by_construction_is_certified() -> None:
@@ -226,7 +240,7 @@ def test_what_is_robust_by_construction_is_certified() -> None:
     w = jnp.zeros((64, 3)).at[:, 0].set(1 / 64)
     for method in METHODS.values():
         margin = mt.margins(functools.partial(method, sound=True), lambda v: jax.nn.relu(v @ w) @ jnp.eye(3))
-        assert np.all(margin(mt.linf_ball(x, 0.1, (0.0, 1.0)), jnp.zeros(5, int)) > 0.2)
+        assert np.all(jit(margin)(mt.linf_ball(x, 0.1, (0.0, 1.0)), jnp.zeros(5, int)) > 0.2)
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.1])
@@ -236,7 +250,7 @@ def test_ordinary_bounds_widen_little(eps: float) -> None:
     w1, w2 = (jnp.asarray(rng.normal(size=s) * (2 / s[0]) ** 0.5, jnp.float32) for s in ((64, 100), (100, 10)))
     ball = mt.linf_ball(jnp.asarray(rng.random(64), jnp.float32), eps, (0.0, 1.0))
     for method in (mt.ibp, mt.crown_ibp, mt.symbolic, mt.crown):
-        plain, sound = (fast(method(lambda x: jax.nn.relu(x @ w1) @ w2, sound=s))(ball) for s in (False, True))
+        plain, sound = (jit(method(lambda x: jax.nn.relu(x @ w1) @ w2, sound=s))(ball) for s in (False, True))
         wider = jnp.maximum(plain.lower - sound.lower, sound.upper - plain.upper)
         assert wider.min() > 0
         assert wider.max() < 1e-3 * jnp.abs(jnp.stack([plain.lower, plain.upper])).max()
@@ -256,8 +270,10 @@ def test_terms_of_a_convolution_are_counted(feature_groups: int, batch_groups: i
 
         (op,) = record(conv, (mt.Interval(x, x),), lambda ops, _: ops).ops
         theirs, ours = rules.find(op).terms(op)
-        (counts,) = jax.linear_transpose(conv, x)(jnp.ones(op.outputs[0].shape))
-        assert conv(x).max() <= theirs == size * 4 // feature_groups
+        sums, (counts,) = jit(lambda x, y, conv=conv: (conv(x), jax.linear_transpose(conv, x)(y)))(
+            x, jnp.ones(op.outputs[0].shape)
+        )
+        assert sums.max() <= theirs == size * 4 // feature_groups
         assert counts.max() <= ours
         if (spread, dilation, batch_groups) == (1, 1, 1) and size >= stride:
             assert counts.max() == ours  # as few as there are

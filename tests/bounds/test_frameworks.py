@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
@@ -483,7 +482,7 @@ def _in_float64(f: Callable[[Any, jax.Array], jax.Array], params: Any) -> Callab
 def test_network_is_bounded(name: str, method: str) -> None:
     """Under jit and vmap, points, corners and attacked points lie inside finite bounds."""
     f, params, shape = CASES[name]()
-    bound = quick_jit(lambda params, ball: jax.vmap(METHODS[method](functools.partial(f, params)))(ball))
+    bound = jax.jit(lambda params, ball: jax.vmap(METHODS[method](functools.partial(f, params)))(ball))
     assert_holds(bound(params, boxes(shape)), _reached(name))
 
 
@@ -516,9 +515,7 @@ def test_without_jit_and_vmap_nothing_changes(method: str) -> None:
     _, params, shape = CASES["linen_mlp"]()
     ball, bound = _ball(shape), functools.partial(_bound("linen_mlp", method), params)
     one = bound(jax.tree.map(lambda end: end[0], ball))
-    _close(
-        jax.tree.map(lambda end: end[None], one), jax.tree.map(lambda end: end[:1], quick_jit(jax.vmap(bound))(ball))
-    )
+    _close(jax.tree.map(lambda end: end[None], one), jax.tree.map(lambda end: end[:1], jax.jit(jax.vmap(bound))(ball)))
 
 
 @pytest.mark.parametrize(
@@ -539,7 +536,7 @@ def test_gradients_are_those_of_finite_differences(name: str, method: str) -> No
     _, params, shape = CASES[name]()
     bound = _bound(name, method)
 
-    @quick_jit
+    @jax.jit
     @jax.value_and_grad
     def width(arguments: Any) -> jax.Array:
         out = bound(*arguments)
@@ -567,15 +564,15 @@ def test_bounds_inside_a_parallel_program(wrap: str, method: str) -> None:
     spec = PartitionSpec("data")
     if wrap == "shard_map":
         # What a device makes itself, such as rows, has no axis that varies, so the check would refuse it.
-        parallel = quick_jit(
+        parallel = jax.jit(
             jax.shard_map(many, mesh=_mesh(), in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
         )
     elif wrap == "pmap":
         parallel = jax.pmap(bound, in_axes=(None, 0))
     else:
-        parallel = quick_jit(many)
+        parallel = jax.jit(many)
         ball = jax.device_put(ball, jax.sharding.NamedSharding(_mesh(), spec))
-    _close(parallel(params, ball), quick_jit(many)(params, ball))
+    _close(parallel(params, ball), jax.jit(many)(params, ball))
 
 
 @pytest.mark.parametrize(
@@ -587,7 +584,7 @@ def test_bounds_of_other_dtypes(name: str, dtype: Any, method: str) -> None:
     f, params, shape = CASES[name]()
     with jax.enable_x64(dtype == jnp.float64):
         params, ball = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, _ball(shape)))
-        bound = quick_jit(jax.vmap(_bound(name, method), (None, 0)))(params, ball)
+        bound = jax.jit(jax.vmap(_bound(name, method), (None, 0)))(params, ball)
         assert bound.dtype == dtype
         values = reached(_in_float64(f, params), ball, samples=200, steps=2)
         assert_holds(jax.device_get(bound), values, dtype=dtype)
@@ -605,5 +602,5 @@ def test_an_embedding_table_may_be_an_interval(method: str) -> None:
         return net.apply({"params": {**params["params"], "layers_0": {"embedding": table}}}, tokens).ravel()
 
     ball = jax.tree.map(lambda end: end[None], mt.linf_ball(table, 0.1))
-    bound = quick_jit(jax.vmap(METHODS[method](f)))(ball)
+    bound = jax.jit(jax.vmap(METHODS[method](f)))(ball)
     assert_holds(bound, reached(f, ball, samples=200, steps=3))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
+from compiling import jit
 from test_probes import METHODS, promotion_as_users_have_it
 
 import mixtrain_jax as mt
@@ -39,7 +39,7 @@ def _mlp(weights: list[Any], x: jax.Array) -> jax.Array:
 @functools.cache
 def _bounds(method: bounds.Method) -> Any:
     """Bounds of the networks of these weights in a ball."""
-    return quick_jit(lambda weights, ball: method(functools.partial(_mlp, weights))(ball))
+    return jax.jit(lambda weights, ball: method(functools.partial(_mlp, weights))(ball))
 
 
 @functools.cache
@@ -138,7 +138,7 @@ def test_margins_of_a_batch_of_balls_are_those_of_each(method: str) -> None:
     x, labels, eps = rng.random((3, 6)), np.array([2, 0, 3]), np.array([0.1, 0.3, 0.2])
     balls = jax.vmap(lambda point, radius: mt.l2_ball(point, radius, (0.0, 1.0)))(x, eps)
     margins = mt.margins(METHODS[method], functools.partial(_mlp, weights))
-    found = quick_jit(margins)(balls, labels)
+    found = jax.jit(margins)(balls, labels)
     for i in range(3):
         one = margins(mt.l2_ball(x[i], eps[i], (0.0, 1.0)), labels[i])
         np.testing.assert_allclose(found[i], one, rtol=1e-12)

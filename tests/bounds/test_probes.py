@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
 from jax import lax
 
 import mixtrain_jax as mt
@@ -88,7 +87,7 @@ def reached(f: Net, ball: mt.Interval, samples: int = 300, steps: int = 6) -> mt
 
     with jax.enable_x64(True):
         ends = (np.asarray(end, np.float64) for end in (ball.lower, ball.upper))
-        found = jax.device_get(quick_jit(jax.vmap(of_box, (0, 0, None)))(*ends, t))
+        found = jax.device_get(jax.jit(jax.vmap(of_box, (0, 0, None)))(*ends, t))
     assert found[0].dtype == np.float64
     return mt.Interval(*found)
 
@@ -261,7 +260,7 @@ CASES = [(name, method) for name in PROBES for method in METHODS if method != "s
 @functools.cache
 def _bounds(name: str, method: str) -> mt.Interval:
     f, shape = PROBES[name]
-    lowered = jit(jax.vmap(METHODS[method](f))).lower(boxes(shape))
+    lowered = jax.jit(jax.vmap(METHODS[method](f))).lower(boxes(shape))
     found, program = _found(name), lowered.as_text()
     if program not in found:  # With one curve `crown_ibp` is the program that `crown` is.
         found[program] = jax.device_get(lowered.compile()(boxes(shape)))
@@ -297,7 +296,7 @@ def test_probe_with_curves_is_bounded_in_float64(name: str) -> None:
     f, shape = PROBES[name]
     with jax.enable_x64(True):
         ball = jax.tree.map(lambda end: jnp.asarray(end, jnp.float64), boxes(shape))
-        bound = jax.device_get(jit(jax.vmap(mt.crown(f)))(ball))
+        bound = jax.device_get(jax.jit(jax.vmap(mt.crown(f)))(ball))
     assert bound.lower.dtype == np.float64
     assert_holds(bound, _reached(name), dtype=np.float64)
 

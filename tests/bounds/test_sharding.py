@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from test_probes import METHODS
@@ -86,7 +85,7 @@ def test_bounds_are_those_of_whole_arrays(name: str, method: str) -> None:
     sharded, whole = CASES[name]
     np.testing.assert_allclose(sharded(X), whole(X), rtol=1e-5, atol=1e-6)
     ball = mt.linf_ball(X, 0.1)
-    found, expected = (quick_jit(METHODS[method](f))(ball) for f in (sharded, whole))
+    found, expected = (jax.jit(METHODS[method](f))(ball) for f in (sharded, whole))
     for end in ("lower", "upper"):
         np.testing.assert_allclose(getattr(found, end), getattr(expected, end), rtol=1e-5, atol=1e-5)
 
@@ -99,7 +98,7 @@ def test_outside_jit_no_mesh_comes_out() -> None:
 @pytest.mark.parametrize("name", ["columns, then a sum", "pmap"])
 def test_gradients_are_those_of_whole_arrays(name: str) -> None:
     found, expected = (
-        quick_jit(jax.grad(lambda x, f=f: jnp.sum(mt.crown_ibp(f)(mt.linf_ball(x, 0.1)).lower)))(X) for f in CASES[name]
+        jax.jit(jax.grad(lambda x, f=f: jnp.sum(mt.crown_ibp(f)(mt.linf_ball(x, 0.1)).lower)))(X) for f in CASES[name]
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -107,6 +106,6 @@ def test_gradients_are_those_of_whole_arrays(name: str) -> None:
 def test_sharded_parameters_may_be_intervals() -> None:
     f = jax.shard_map(columns, mesh=mesh(), in_specs=(P("a"), P(None, "b"), P("b")), out_specs=P("a"), check_vma=False)
     box = mt.linf_ball(W1, 0.01)
-    found, expected = (quick_jit(mt.ibp(g))(X, box, W2) for g in (f, mlp))
+    found, expected = (jax.jit(mt.ibp(g))(X, box, W2) for g in (f, mlp))
     np.testing.assert_allclose(found.lower, expected.lower, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.upper, expected.upper, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -39,7 +38,7 @@ def _bounds(network: str, method: str) -> Any:
         single = METHODS[method](lambda v: apply(v[None])[0])
         return jax.vmap(single)(ball), mt.margins(METHODS[method], apply)(ball, labels)
 
-    return jit(bounds)
+    return jax.jit(bounds)
 
 
 @functools.cache
@@ -57,7 +56,7 @@ def _outputs(network: str) -> Any:
         attacked = pgd(key, apply, x, labels, ball, steps=20, restarts=2)
         return jax.lax.map(apply, jnp.concatenate([inside, attacked[None]]))
 
-    return quick_jit(outputs)
+    return jax.jit(outputs)
 
 
 def _case(network: str, seed: int, dtype: type) -> tuple[Any, jax.Array, jax.Array]:

@@ -1,6 +1,7 @@
 """Random (network, ball, point) triples over every primitive: nothing reached lies outside a bound.
 
-No tolerance: bounds are those of `sound=True`, and points are run through the network in float32.
+No tolerance: bounds are those of `sound=True`, and points are run through the network in float32. Programs are many and
+large, so they are compiled as cheaply as those of other tests; `test_primitives` and `test_arb` compile as users do.
 
 Every function that `test_primitives` knows is a layer of some network, between random dense ones. Each network is drawn
 `DRAWS` times, weights, input and radius, and each ball is sampled at `POINTS` points: a third of them corners.
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from test_primitives import PROBES
-from test_probes import METHODS, jit, promotion_as_users_have_it
+from test_probes import METHODS, promotion_as_users_have_it
 
 import mixtrain_jax as mt
 
@@ -73,7 +74,7 @@ def _cases(chain: str) -> tuple[Any, mt.Interval, np.ndarray]:
     t[:, ::3] = np.round(t[:, ::3])
     lower, upper = (np.asarray(end)[:, None] for end in (balls.lower, balls.upper))
     points = np.clip((lower + t * (upper - lower)).astype(np.float32), lower, upper)
-    outputs = jit(jax.vmap(lambda w, p: jax.vmap(functools.partial(_network, layers, w))(p)))(weights, points)
+    outputs = jax.jit(jax.vmap(lambda w, p: jax.vmap(functools.partial(_network, layers, w))(p)))(weights, points)
     return weights, balls, np.asarray(outputs)
 
 
@@ -81,7 +82,7 @@ def _bounds(chain: str, method: str, weights: Any, balls: mt.Interval) -> mt.Int
     def bound(w: Any, ball: mt.Interval) -> mt.Interval:
         return WAYS[method](functools.partial(_network, CHAINS[chain], w), sound=True)(ball)
 
-    return jax.device_get(jit(jax.vmap(bound))(weights, balls))
+    return jax.device_get(jax.jit(jax.vmap(bound))(weights, balls))
 
 
 def _pairs() -> list[Any]:

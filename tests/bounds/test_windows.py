@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import jit, quick_jit
+from compiling import jit
 from jax import lax
 from test_probes import promotion_as_users_have_it
 
@@ -216,7 +216,7 @@ def check(found: list[Interval], wanted: list[Interval], tolerance: float) -> No
 @pytest.mark.parametrize("net", NETS)
 def test_same_as_whole_maps(net: str, x64: None) -> None:
     x = image(np.float64, 9, 8, 2)
-    check(*quick_jit(functools.partial(both, NETS[net], count=2))(linf_ball(x, 0.1)), 1e-12)
+    check(*jax.jit(functools.partial(both, NETS[net], count=2))(linf_ball(x, 0.1)), 1e-12)
 
 
 @pytest.mark.parametrize(("largest", "shape"), [(0.3, (9, 8, 2)), (1.0, (6, 6, 2)), (100.0, (6, 6, 2))])
@@ -226,13 +226,13 @@ def test_windows_of_any_size(
 ) -> None:
     monkeypatch.setattr(windows, "LARGEST", largest)
     x = image(np.float64, *shape)
-    check(*quick_jit(functools.partial(both, NETS[net]))(linf_ball(x, 0.1)), 1e-12)
+    check(*jax.jit(functools.partial(both, NETS[net]))(linf_ball(x, 0.1)), 1e-12)
 
 
 @pytest.mark.parametrize(("chunk", "slopes"), [(1, "adaptive"), (2, "parallel"), (7, "adaptive")])
 def test_in_chunks(chunk: int, slopes: str) -> None:
     x = image(np.float32, 7, 6, 2)
-    check(*quick_jit(functools.partial(both, strides, slopes=slopes, chunk=chunk))(linf_ball(x, 0.1)), 2e-6)
+    check(*jax.jit(functools.partial(both, strides, slopes=slopes, chunk=chunk))(linf_ball(x, 0.1)), 2e-6)
 
 
 @pytest.mark.parametrize("net", ["residual", "average_pool"])
@@ -267,14 +267,14 @@ def test_gradients(net: str, x64: None) -> None:
         given = iter(params)
         return weighted(both(NETS[net], linf_ball(x, 0.1), chunk=4, params=lambda *shape: next(given))[which])
 
-    found, wanted = (quick_jit(jax.grad(functools.partial(total, which=i), (0, 1)))(params, x) for i in range(2))
+    found, wanted = (jax.jit(jax.grad(functools.partial(total, which=i), (0, 1)))(params, x) for i in range(2))
     assert all(jnp.abs(a).max() > 0 for a in found[0][:2])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), found, wanted)
 
 
 def test_examples(x64: None) -> None:
     x = image(np.float64, 3, 7, 6, 2)
-    each = quick_jit(jax.vmap(lambda x: both(residual, linf_ball(x, 0.1), chunk=5)))
+    each = jax.jit(jax.vmap(lambda x: both(residual, linf_ball(x, 0.1), chunk=5)))
     found, wanted = each(x)
     check(found, wanted, 1e-12)
     assert len({float(v) for v in found[0].lower[:, 0, 0, 0, 0]}) == 3
@@ -283,7 +283,7 @@ def test_examples(x64: None) -> None:
 @pytest.mark.parametrize("net", ["strides", "flat"])
 def test_balls_are_whole(net: str, x64: None) -> None:
     x = image(np.float64, 7, 6, 2)
-    check(*quick_jit(functools.partial(both, NETS[net]))(l2_ball(x, 0.3)), 1e-12)
+    check(*jax.jit(functools.partial(both, NETS[net]))(l2_ball(x, 0.3)), 1e-12)
 
 
 def test_nothing_without_small_windows() -> None:
