@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fault_cases import inputs, saved
+from fault_cases import datasets, inputs, numbers, saved
 from fault_cases.trials import Case, Trial
 
 from mixtrain_jax import environment
@@ -45,9 +45,12 @@ CASES = {
     "F2": Entry("files of a checkpoint cut short, deleted, zeroed, swapped", saved.broken_files, 54),
     "F10": Entry("what a crash left among the checkpoints", saved.leftovers, 10),
     "F15": Entry("checkpoints of another network or optimizer", saved.foreign, 40),
+    "F13": Entry("NaN, labels out of range, numbers at the edge", numbers.edges, 30),
     "X1": Entry("config files and overrides made at random", inputs.configs, 10_000),
     "X2": Entry("damaged ONNX files", inputs.onnx_files, 10_000),
     "X4": Entry("damaged parameters and certificates, bombs", inputs.foreign_files, 10_000),
+    "X5": Entry("damaged files of data sets", datasets.data_files, 2000),
+    "X6": Entry("arguments that make no sense", numbers.misuse, 500),
     "X7": Entry("names that lead elsewhere or nowhere", inputs.names, 200),
 }
 ABSENT = {
