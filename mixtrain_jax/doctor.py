@@ -273,6 +273,8 @@ def _certificates(folder: Path, known: _Known) -> Iterator[Finding]:
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         if sum(entry.file_size for entry in file.infolist()) > _LARGEST:
             raise MixtrainError(f"unpacks to more than {_bytes(_LARGEST)}, which no run writes.")
+        if (damaged := file.testzip()) is not None:  # NumPy reads as much as a header says, which may be damaged
+            raise MixtrainError(f"is damaged: {damaged} does not match its checksum. Delete summary.json and {_AGAIN}.")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {key: file[key] for key in ("labels", "clean", "attacked", "verified", "proved_by")}
     count = len(arrays["labels"])

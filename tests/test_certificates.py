@@ -695,6 +695,14 @@ def test_files_that_are_no_text_or_not_there_are_one_clear_error(tmp_path):
     for missing in (path, tmp_path / "nothing", tmp_path):
         with pytest.raises(CertificateError, match="Cannot read certificates from"):
             certify.read(missing)
+    with pytest.raises(CertificateError, match="null byte"):
+        certify.read(tmp_path / "a\0b")
+    with pytest.raises(CertificateError, match="it is no file"):  # reading it would never end
+        certify.read(Path("/dev/zero"))
+    with open(path, "wb") as file:
+        file.truncate(2**30 + 1)  # takes no space
+    with pytest.raises(CertificateError, match="1073741825 bytes, at most 1073741824 are read"):
+        certify.read(path)
     with pytest.raises(CertificateError, match="Cannot write"):
         certify.write(tmp_path / "no" / "folder", SimpleNamespace(header=_header(), records=()))
 

@@ -9,7 +9,7 @@ import pytest
 from mixtrain_jax import cli
 from mixtrain_jax.config import Config
 from mixtrain_jax.doctor import examine
-from mixtrain_jax.errors import MixtrainError
+from mixtrain_jax.errors import ConfigError, MixtrainError
 from mixtrain_jax.training.rundir import RunDir
 
 CONFIGS = program.ROOT / "configs"
@@ -206,6 +206,14 @@ def test_a_workdir_that_is_a_file_exits_with_2(tmp_path):
     assert done.returncode == 2
     assert "Choose another --workdir" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_workdir_with_a_nul_is_an_error(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"as workdir: embedded null byte\. Choose"),
+        RunDir(tmp_path / "a\0b").opened(Config()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null"])

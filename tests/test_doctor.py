@@ -247,6 +247,19 @@ def test_a_file_that_unpacks_to_too_much_is_not_unpacked(run, monkeypatch):
     assert "is larger than 1.0 MB" in told(run, "fault")["metrics.jsonl"]
 
 
+def test_certificates_with_a_damaged_header_are_a_fault(run):
+    path = run / "certificates.npz"
+    buffer = io.BytesIO()
+    with np.load(path) as arrays:
+        np.savez(buffer, **arrays)
+    header = b"'shape': (%d,)" % IMAGES
+    assert header in buffer.getvalue()
+    path.write_bytes(buffer.getvalue())
+    assert "certificates.npz" in told(run, "ok")
+    path.write_bytes(buffer.getvalue().replace(header, b"'shape': (9,) "))
+    assert "does not match its checksum" in told(run, "fault")["certificates.npz"]
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "\0"], ids=["cut", "list", "deep", "nul"])
 def test_a_damaged_summary_is_told_once(run, content):
     (run / "summary.json").write_text(content)

@@ -214,6 +214,46 @@ def test_parameter_files_that_are_none(tmp_path):
             read_params(tmp_path / name)
 
 
+def test_parameters_of_anything_but_numbers_are_refused(tmp_path):
+    for name, array in {
+        "complex": np.array([1j]),
+        "text": np.array(["a"]),
+        "date": np.array(["2020"], "M8[D]"),
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", w=array)
+        with pytest.raises(ModelError, match=rf"{name}\.npz holds no tree of arrays of numbers"):
+            read_params(tmp_path / f"{name}.npz")
+    np.savez(tmp_path / "none.npz")
+    with pytest.raises(ModelError, match="holds no tree of arrays"):
+        read_params(tmp_path / "none.npz")
+
+
+def test_a_parameter_file_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "w.npz", w=np.zeros(10_000, np.float32))
+    with pytest.raises(ModelError, match=r"40128 bytes to read, max_bytes allows 40127"):
+        read_params(tmp_path / "w.npz", max_bytes=40127)
+    assert read_params(tmp_path / "w.npz", max_bytes=40128)["w"].shape == (10_000,)
+    (tmp_path / "w.msgpack").write_bytes(bytes(10))
+    with pytest.raises(ModelError, match="max_bytes allows 9"):
+        read_params(tmp_path / "w.msgpack", max_bytes=9)
+
+
+def test_a_damaged_header_of_an_array_is_noticed(tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez(path, w=np.ones(20, np.float32))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"'shape': (20,)", b"'shape': (2,) "))
+    assert path.read_bytes() != content
+    with pytest.raises(ModelError, match=r"w\.npy does not match its checksum"):
+        read_params(path)
+
+
+def test_parameters_of_a_device_are_not_read(tmp_path):
+    (tmp_path / "endless.msgpack").symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match="is not a regular file"):
+        read_params(tmp_path / "endless.msgpack")
+
+
 def test_one_entrance(module, tmp_path):
     assert_the_network(load_model(f"{module}:pair", shape=SHAPE))
     path = tmp_path / "model.onnx"

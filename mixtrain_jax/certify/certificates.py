@@ -26,6 +26,7 @@ from mixtrain_jax.errors import CertificateError
 from mixtrain_jax.fingerprints import fingerprint, sha256
 
 FORMAT, VERSION = "mixtrain_jax certificates", 1
+_LARGEST = 2**30  # bytes of a file that is read: millions of certificates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,12 +190,16 @@ def read(path: Path) -> Certificates:
     """Read a file of certificates and check that it is whole and well formed; `verify` checks what it says.
 
     Raises:
-      CertificateError: where the file cannot be read, is none of certificates, is of a later version, is cut short, or
-        has an entry that is missing, unknown or of the wrong type or range; it names the line.
+      CertificateError: where the file cannot be read, is none of certificates, is of a later version, is cut short or
+        larger than 1 GB, or has an entry that is missing, unknown or of the wrong type or range; it names the line.
     """
     try:
+        if path.exists() and not path.is_file():  # a device may have no end, and a pipe may keep us waiting
+            raise CertificateError(f"Cannot read certificates from {path}: it is no file.")
+        if (size := path.stat().st_size) > _LARGEST:
+            raise CertificateError(f"Cannot read certificates from {path}: {size} bytes, at most {_LARGEST} are read.")
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: of the encoding, or a NUL in the name
         raise CertificateError(f"Cannot read certificates from {path}: {error}.") from error
     entries = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     if not entries or entries[0].get("format") != FORMAT:

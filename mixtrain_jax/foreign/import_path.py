@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mixtrain_jax.errors import ModelError
 from mixtrain_jax.foreign.model import Model, checked, first_line
 
 Apply = Callable[[Any, jax.Array], jax.Array]
+MAX_BYTES = 2**30
 
 
 def load_import_path(
@@ -162,23 +165,25 @@ def _of_equinox(model: Any, equinox: Any, name: str) -> tuple[Apply, Any]:
     return lambda params, images: equinox.combine(params, static)(images), params
 
 
-def read_params(path: Path) -> Any:
+def read_params(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     """Parameters from a file, of a kind that cannot hold code.
 
     It is a `.msgpack` file of `flax.serialization.to_bytes`, or a `.npz` file with names like `params/Dense_0/bias`.
 
+    Args:
+      path: the file.
+      max_bytes: of the file, and of what it unpacks to.
+
     Raises:
-      ModelError: where it is missing, damaged, or of another kind.
+      ModelError: where it is missing, damaged, too large, of another kind, or holds anything but arrays of numbers.
     """
     if path.suffix not in (".msgpack", ".npz"):
         raise ModelError(f"Parameters are read from .msgpack or .npz, got {path}.")
     try:
-        if path.suffix == ".npz":
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return _nested({name: jnp.asarray(file[name]) for name in file.files}, path)
-        import flax.serialization
-
-        tree = flax.serialization.msgpack_restore(path.read_bytes())
+        if path.exists() and not path.is_file():  # a device may have no end, and a pipe may keep us waiting
+            raise ModelError(f"{path} is not a regular file.")
+        _check_size(path, os.path.getsize(path), max_bytes)
+        tree = _npz(path, max_bytes) if path.suffix == ".npz" else _msgpack(path)
         leaves = jax.tree.leaves(tree)
     except OSError as error:
         raise ModelError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -186,12 +191,37 @@ def read_params(path: Path) -> Any:
         raise
     except Exception as error:  # msgpack, zip and NumPy each raise what they like
         raise ModelError(f"{path} is damaged or holds no parameters: {first_line(error)}") from error
-    if not isinstance(tree, dict) or not leaves or not all(isinstance(leaf, np.ndarray) for leaf in leaves):
-        raise ModelError(f"{path} holds no tree of arrays.")
+    if not isinstance(tree, dict) or not leaves or not all(map(_is_numbers, leaves)):
+        raise ModelError(f"{path} holds no tree of arrays of numbers.")
     return jax.tree.map(jnp.asarray, tree)
 
 
-def _nested(flat: dict[str, jax.Array], path: Path) -> dict[str, Any]:
+def _check_size(path: Path, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ModelError(f"{path}: {size} bytes to read, max_bytes allows {max_bytes}.")
+
+
+def _npz(path: Path, max_bytes: int) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as file:
+        _check_size(path, sum(entry.file_size for entry in file.infolist()), max_bytes)
+        if (damaged := file.testzip()) is not None:  # NumPy reads as much as a header says, which may be damaged
+            raise ModelError(f"{path} is damaged: {damaged} does not match its checksum.")
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return _nested({name: file[name] for name in file.files}, path)
+
+
+def _msgpack(path: Path) -> Any:
+    import flax.serialization
+
+    return flax.serialization.msgpack_restore(path.read_bytes())
+
+
+def _is_numbers(leaf: Any) -> bool:
+    real = (np.bool_, np.integer, np.floating)
+    return isinstance(leaf, np.ndarray) and any(jnp.issubdtype(leaf.dtype, kind) for kind in real)
+
+
+def _nested(flat: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")

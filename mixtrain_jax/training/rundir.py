@@ -64,9 +64,10 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            why = getattr(error, "strerror", error)
             raise ConfigError(
-                f"Cannot use {self.path} as workdir: {error.strerror}. Choose another --workdir or --out."
+                f"Cannot use {self.path} as workdir: {why}. Choose another --workdir or --out."
             ) from error
 
     def _claim(self, config: Config) -> None:
