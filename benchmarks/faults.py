@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fault_cases import datasets, inputs, numbers, saved
+from fault_cases import datasets, folders, inputs, numbers, processes, saved
 from fault_cases.trials import Case, Trial
 
 from mixtrain_jax import environment
 
 SECONDS, BYTES = 60, 2**30
+SECONDS_OF_PROCESSES = 600
 
 
 class Entry(NamedTuple):
@@ -43,9 +44,17 @@ class Entry(NamedTuple):
 CASES = {
     "F1": Entry("a flipped bit in a checkpoint", saved.flips, 1000),
     "F2": Entry("files of a checkpoint cut short, deleted, zeroed, swapped", saved.broken_files, 54),
+    "F3": Entry("SIGKILL while training, then resumed", processes.kills, 50, True),
+    "F4": Entry("SIGTERM while training, then resumed", processes.terminations, 20, True),
+    "F7": Entry("Ctrl-C, once and twice, then resumed", processes.interrupts, 6, True),
+    "F8": Entry("no space left", folders.full_disks, 6),
+    "F9": Entry("folders that cannot be used", folders.odd_folders, 10),
     "F10": Entry("what a crash left among the checkpoints", saved.leftovers, 10),
-    "F15": Entry("checkpoints of another network or optimizer", saved.foreign, 40),
+    "F11": Entry("two runs in one folder, stale locks", folders.locks, 4),
     "F13": Entry("NaN, labels out of range, numbers at the edge", numbers.edges, 30),
+    "F14": Entry("the same seed again", processes.repeats, 6, True),
+    "F15": Entry("checkpoints of another network or optimizer", saved.foreign, 40),
+    "F16": Entry("odd clocks, hosts and consoles", folders.surroundings, 8),
     "X1": Entry("config files and overrides made at random", inputs.configs, 10_000),
     "X2": Entry("damaged ONNX files", inputs.onnx_files, 10_000),
     "X4": Entry("damaged parameters and certificates, bombs", inputs.foreign_files, 10_000),
@@ -89,17 +98,17 @@ def run(name: str, *, share: float = 1.0, seed: int = 0, only: int | None = None
             if only not in (None, number):
                 continue
             tried += 1
-            if wrong := outcome(trial):
+            if wrong := outcome(trial, SECONDS_OF_PROCESSES if entry.processes else SECONDS):
                 failed += 1
                 failures += [f"{number}, {trial.what}: {wrong}"] * (failed <= most)
     return Row(name, entry.what, tried, failed, failures, time.monotonic() - started)
 
 
-def outcome(trial: Trial) -> str:
-    """What is wrong after a trial, "" where nothing is."""
+def outcome(trial: Trial, seconds: int = SECONDS) -> str:
+    """What is wrong after a trial that may take so many seconds, "" where nothing is."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        with at_most(SECONDS):
+        with at_most(seconds):
             wrong = trial.act()
     except (Exception, SystemExit) as error:
         wrong = f"raised {type(error).__name__}: {error}"[:400]

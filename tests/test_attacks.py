@@ -373,3 +373,20 @@ def test_balls_that_attacks_do_not_know_are_refused(key):
         pgd(key, MLP, x, labels, jax.vmap(lambda v: l1_ball(v, 0.1))(x))
     with pytest.raises(BoundsError, match="Euclidean ball for each example"):
         pgd(key, MLP, x, labels, l2_ball(x, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.zeros(3, np.int32)}, r"integer labels \[n\] of inputs \[n, ...\], got int32\[3\]"),
+        ({"labels": np.zeros(4, np.float32)}, r"got float32\[4\]"),
+        ({"x": networks.images(0, 2), "labels": np.zeros(2, np.int32)}, r"inputs \[2, 3, 3, 1\] and a ball \[4, 3"),
+        ({"restarts": 0}, "restarts >= 1 and steps >= 0, got 0 and 1"),
+        ({"steps": -1}, "got 1 and -1"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(key, changes, message):
+    x = networks.images(0, 4)
+    given = {"x": x, "labels": np.zeros(4, np.int32), "steps": 1, "restarts": 1, **changes}
+    with pytest.raises(BoundsError, match=message):
+        pgd(key, MLP, ball=linf_ball(x, 0.1), **given)

@@ -10,7 +10,7 @@ import small_networks as networks
 
 from mixtrain_jax import certify
 from mixtrain_jax.attacks import pgd
-from mixtrain_jax.bounds import Interval
+from mixtrain_jax.bounds import BoundsError, Interval
 from mixtrain_jax.certify import Threat, evaluate, measure_curve
 from mixtrain_jax.certify import evaluation as evaluation_module
 from mixtrain_jax.data import Split
@@ -298,7 +298,7 @@ def test_a_radius_of_zero_is_no_problem(key, random):
 
 def test_methods_come_by_name_in_order():
     assert list(certify.methods(["crown", "ibp"])) == ["crown", "ibp"]
-    with pytest.raises(KeyError):
+    with pytest.raises(BoundsError, match="no bound method 'nothing'; known: ibp, crown_ibp"):
         certify.methods(["nothing"])
 
 
@@ -324,3 +324,25 @@ def test_a_proved_radius_is_to_the_bit_one_that_was_asked_about():
         assert radius == 0 or any(eps[i] == radius and radius <= border[i] for eps in asked)
         assert radius >= min(border[i], 0.25) - 0.25 / 4000
     assert all(eps.dtype == np.float32 for eps in asked)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "options", "message"),
+    [
+        (np.full((3, 3, 3, 1), np.nan, np.float32), np.zeros(3, np.int32), {}, r"pixels in \(0\.0, 1\.0\); image 0"),
+        (np.full((3, 3, 3, 1), 1.5, np.float32), np.zeros(3, np.int32), {}, r"image 0 has others \(3 such images\)"),
+        (networks.images(0, 3), np.zeros(2, np.int32), {}, r"one integer label an image, got int32\[2\]"),
+        (networks.images(0, 3), np.zeros(3, np.float32), {}, r"one integer label an image, got float32\[3\]"),
+        (networks.images(0, 3), np.zeros(3, np.int32), {"batch_size": 0}, "batch_size of 1 or more, got 0"),
+        (
+            networks.images(0, 3),
+            np.zeros(3, np.int32),
+            {"logits_fn": lambda x: x[0, :, :, 0]},
+            r"logits \[n, classes\]",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(key, images, labels, options, message):
+    given = {"logits_fn": lambda x: x[:, 0, :, 0], "attacks": {}, "methods": {}, **options}
+    with pytest.raises(BoundsError, match=message):
+        certify.evaluate(key, given.pop("logits_fn"), Split(images, labels), certify.Threat(0.1), **given)

@@ -216,6 +216,12 @@ def test_a_workdir_with_a_nul_is_an_error(tmp_path):
         pass
 
 
+def test_a_folder_in_place_of_the_config_is_an_error(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json: Is a directory"), RunDir(tmp_path).opened(Config()):
+        pass
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "null"])
 def test_a_damaged_config_in_the_folder_exits_with_2(tmp_path, content):
     (tmp_path / "config.json").write_text(content)

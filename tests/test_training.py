@@ -630,6 +630,12 @@ def test_prepare_refuses_a_batch_larger_than_the_training_examples():
         run_module.prepare(Config(holdout=1297), mesh=ONE)
 
 
+@pytest.mark.usefixtures("promoting")
+def test_prepare_refuses_a_network_that_the_images_are_too_small_for():
+    with pytest.raises(ConfigError, match=r"resnet_imagenet cannot take images of shape \[8, 8, 1\], those of digits"):
+        run_module.prepare(Config(model="resnet_imagenet", width=1))
+
+
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (1.0, 2000, 2000), (0.8, 1520, 1680)])
 def test_has_robust_has_the_share_asked_for(probability, low, high):
     config = Config(robust_probability=probability)

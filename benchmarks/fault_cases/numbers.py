@@ -14,6 +14,7 @@ import numpy as np
 
 import mixtrain_jax as mt
 from mixtrain_jax import attacks, certify, data
+from mixtrain_jax.config import Config
 from mixtrain_jax.data import Dataset, Split
 from mixtrain_jax.training import run as run_module
 
@@ -172,7 +173,7 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "an attack in an l1 ball": lambda m: _attack(ball=jax.vmap(lambda x: mt.l1_ball(x, 0.1))(jnp.asarray(IMAGES))),
     "an attack in one l2 ball": lambda m: _attack(ball=mt.l2_ball(IMAGES, 0.1)),
     "a method that does not exist": lambda m: certify.methods(["deeppoly"]),
-    "a primitive without a rule": lambda m: _bounded_by_sort(m),
+    "a primitive without a rule": lambda m: _bounded_by_fft(m),
     "no data": lambda m: data.check(_dataset(IMAGES[:0], LABELS[:0], "test")),
     "images without channels": lambda m: data.check(_dataset(IMAGES[..., 0], LABELS, "test")),
     "fewer labels than images": lambda m: data.check(_dataset(IMAGES, LABELS[:4], "train")),
@@ -183,14 +184,13 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "an evaluation of logits of one image": lambda m: _evaluate(m, lambda x: LOGITS(x)[0]),
     "an evaluation in batches of 0": lambda m: _evaluate(m, batch_size=0),
     "attacked labels one too few": lambda m: _attack(labels=LABELS[:5]),
-    "attacked labels that are no class": lambda m: _attack(labels=LABELS + 3),
     "attacked labels that are floats": lambda m: _attack(labels=LABELS.astype(np.float32)),
     "an attack on other images than the ball's": lambda m: _attack(x=IMAGES[:3]),
     "an attack of -1 starts": lambda m: _attack(restarts=-1),
-    "held out more than there are": lambda m: run_module.prepare(mt.Config(holdout=5000)),
-    "a network of another data set": lambda m: run_module.prepare(mt.Config(model="resnet_imagenet", width=1)),
+    "held out more than there are": lambda m: run_module.prepare(Config(holdout=5000)),
+    "a network of another data set": lambda m: run_module.prepare(Config(model="resnet_imagenet", width=1)),
 }
 
 
-def _bounded_by_sort(method: Any) -> Any:
-    return method(lambda x: jnp.sort(x.ravel()))(_ball(IMAGES[0]))
+def _bounded_by_fft(method: Any) -> Any:
+    return method(lambda x: jnp.fft.fft(x.ravel()).real)(_ball(IMAGES[0]))

@@ -74,7 +74,9 @@ def flips(rng: np.random.Generator, count: int, tmp: Path) -> Iterator[Trial]:
     pristine = saved(tmp / "pristine")
     for number, draw in spawned(rng, count):
         step = STEPS[-1] if draw.random() < 0.8 else int(pick(draw, STEPS[:-1]))
-        path = pick(draw, files(pristine / str(step))).relative_to(pristine)
+        found = files(pristine / str(step))
+        sizes = np.array([path.stat().st_size for path in found])  # a bit is as likely as any other
+        path = found[draw.choice(len(found), p=sizes / sizes.sum())].relative_to(pristine)
 
         def act(number: int = number, draw: np.random.Generator = draw, path: Path = path, step: int = step) -> str:
             folder = Path(shutil.copytree(pristine, tmp / str(number) / "checkpoints"))

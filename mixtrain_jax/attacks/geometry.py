@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import Ball, BoundsError, Interval
 
@@ -45,6 +46,20 @@ def check_ball(ball: Interval) -> None:
         raise BoundsError(
             f"Attacks want a Euclidean ball for each example, got {list(jnp.shape(ball.eps))} radii for inputs "
             f"{list(ball.shape)}; make them by jax.vmap(lambda v: l2_ball(v, eps, domain))(x)."
+        )
+
+
+def check_labels(x: ArrayLike, labels: ArrayLike) -> None:
+    """Refuse what is not one integer label an input.
+
+    Raises:
+      BoundsError: where shapes or dtype differ.
+    """
+    kind = jnp.asarray(labels).dtype
+    if jnp.shape(labels) != jnp.shape(x)[:1] or not jnp.issubdtype(kind, jnp.integer):
+        raise BoundsError(
+            f"Attacks want integer labels [n] of inputs [n, ...], got {kind}{list(jnp.shape(labels))} of inputs "
+            f"{list(jnp.shape(x))}."
         )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mixtrain_jax.attacks import geometry
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
 from mixtrain_jax.attacks.search import Best, LogitsFn, keep, stepwise, unknown
-from mixtrain_jax.bounds import Interval
+from mixtrain_jax.bounds import BoundsError, Interval
 
 Measure = Callable[[LogitsFn, Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
 """`(logits_fn, option, points, goal) -> (what to ascend, margins)`, both `[n]`."""
@@ -71,8 +71,9 @@ def pgd(
       and the targets, it is the margin of the label over the largest other class.
 
     Raises:
-      BoundsError: where the ball is none that attacks know.
+      BoundsError: where the ball is none that attacks know, labels are not integers `[n]`, or `restarts` is below 1.
     """
+    geometry.check_labels(x, labels)
     goal = (jnp.asarray(labels), None if targets is None else jnp.asarray(targets))
     return ascend(
         *(key, logits_fn, _of_logits, objective, x, ball, goal),
@@ -140,7 +141,11 @@ def ascend(
       random_start: as for `pgd`.
     """
     geometry.check_ball(ball)
+    if restarts < 1 or steps < 0:  # an attack that is none would break nothing
+        raise BoundsError(f"PGD wants restarts >= 1 and steps >= 0, got {restarts} and {steps}.")
     x = jnp.asarray(x)
+    if x.shape != ball.shape:
+        raise BoundsError(f"PGD wants a ball for each input, got inputs {list(x.shape)} and a ball {list(ball.shape)}.")
     options = (measure, option, step_size, momentum)
     loop, (look, advance) = stepwise(_parts, logits_fn, *options, arrays=(key, x, ball, goal))
 

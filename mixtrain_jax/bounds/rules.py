@@ -301,6 +301,8 @@ def _convert(op: Op, operands: Sequence[Value]) -> list[Interval]:
     """Rounding and truncation never decrease; an integer that may not fit its new type can come out as any."""
     (x,), (target,) = operands, op.outputs
     x = _interval(x)
+    if jnp.issubdtype(target.dtype, jnp.complexfloating):
+        raise unsupported(op, "complex numbers have no order")
     if jnp.issubdtype(target.dtype, jnp.bool_):
         return [Interval((x.lower > 0) | (x.upper < 0), (x.lower != 0) | (x.upper != 0))]
     (converted,) = endpoints(op, operands)

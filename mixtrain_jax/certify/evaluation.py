@@ -34,7 +34,13 @@ _METHODS: dict[str, Callable[..., bounds.Bounded]] = {
 
 
 def methods(names: Sequence[str], *, sound: bool = True) -> dict[str, Method]:
-    """The bound methods of these names, in this order; certificates want sound ones, which hold in floating point."""
+    """The bound methods of these names, in this order; certificates want sound ones, which hold in floating point.
+
+    Raises:
+      BoundsError: where there is no method of a name.
+    """
+    if unknown := [name for name in names if name not in _METHODS]:
+        raise bounds.BoundsError(f"There is no bound method {unknown[0]!r}; known: {', '.join(_METHODS)}.")
     return {name: functools.partial(_METHODS[name], sound=sound) for name in names}
 
 
@@ -112,11 +118,13 @@ def evaluate(
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
+      BoundsError: where images, labels, logits or `batch_size` are not as described above, or pixels not in the domain.
       SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
     """
     split, n = split.floats(), len(split)
+    _check(split, threat, batch_size)
     with jax.default_matmul_precision("highest"):
-        predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), -1))
+        predict = jax.jit(functools.partial(_predicted, logits_fn))
         predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"), spread)
         clean = predictions == split.labels
         record = attack_all(key, attacks, logits_fn, split[clean], threat, batch_size, poll, spread)
@@ -155,6 +163,33 @@ def evaluate(
         adversarial,
         seen_as,
     )
+
+
+def _check(split: Split, threat: Threat, batch_size: int) -> None:
+    images, labels = split.images, split.labels
+    if batch_size < 1:
+        raise bounds.BoundsError(f"An evaluation wants a batch_size of 1 or more, got {batch_size}.")
+    if images.shape[:1] != labels.shape or not np.issubdtype(labels.dtype, np.integer):
+        raise bounds.BoundsError(
+            f"An evaluation wants one integer label an image, got {labels.dtype}{list(labels.shape)} for images "
+            f"{list(images.shape)}."
+        )
+    low, high = map(np.float32, threat.domain)
+    inside = ((images >= low) & (images <= high)).reshape(len(images), -1).all(-1)  # NaN is not
+    if not inside.all():
+        raise bounds.BoundsError(
+            f"An evaluation wants pixels in {threat.domain}; image {np.argmin(inside)} has others "
+            f"({(~inside).sum()} such images)."
+        )
+
+
+def _predicted(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
+    logits = logits_fn(images)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise bounds.BoundsError(
+            f"An evaluation wants logits [n, classes] of images {list(images.shape)}, got {list(logits.shape)}."
+        )
+    return jnp.argmax(logits, -1)
 
 
 def measure_curve(

@@ -145,7 +145,14 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         assert isinstance(logits, jax.Array)
         return logits
 
-    params = jax.jit(network.init)(init_key, heldout[:1].floats().images)
+    example = heldout[:1].floats().images
+    try:
+        params = jax.jit(network.init)(init_key, example)
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # a layer has no pixels left
+        raise ConfigError(
+            f"The network {config.model} cannot take images of shape {list(example.shape[1:])}, those of "
+            f"{config.data}: {str(error).splitlines()[0]}."
+        ) from error
     eps = optax.linear_schedule(0.0, config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps)))
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip),

@@ -78,6 +78,8 @@ class RunDir:
             return
         try:
             theirs = json.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"Cannot read {path}: {error.strerror}. Choose another --workdir.") from error
         except ValueError:
             theirs = None
         if not isinstance(theirs, dict):
