@@ -205,7 +205,7 @@ def test_certification_is_that_of_one_device(key):
             key, logits_fn, split, Threat(0.05, (0.0, 1.0)), attacks=attacks, methods=methods, **options
         )
         curve = certify.measure_curve(
-            key, logits_fn, split, at, method=methods["ibp"], points=3, attack_steps=2, **options
+            key, logits_fn, split, at, methods=certify.methods(["ibp"]), points=3, attack_steps=2, **options
         )
         found.append((at, curve))
     (one, curve_of_one), (many, curve_of_many) = found
