@@ -29,7 +29,7 @@ from fault_cases.trials import Case, Trial
 from mixtrain_jax import environment
 
 SECONDS, BYTES = 60, 2**30
-SECONDS_OF_PROCESSES = 600
+PROCESSES = 10  # times as long for what starts several processes
 
 
 class Entry(NamedTuple):
@@ -79,7 +79,9 @@ class Row(NamedTuple):
     seconds: float
 
 
-def run(name: str, *, share: float = 1.0, seed: int = 0, only: int | None = None, most: int = 20) -> Row:
+def run(
+    name: str, *, share: float = 1.0, seed: int = 0, only: int | None = None, seconds: int = SECONDS, most: int = 20
+) -> Row:
     """Run a case.
 
     Args:
@@ -87,6 +89,7 @@ def run(name: str, *, share: float = 1.0, seed: int = 0, only: int | None = None
       share: of its trials; at least one is run.
       seed: of all that is random.
       only: the one trial to run.
+      seconds: that a trial may take.
       most: failures that are told.
     """
     entry, started = CASES[name], time.monotonic()
@@ -98,7 +101,7 @@ def run(name: str, *, share: float = 1.0, seed: int = 0, only: int | None = None
             if only not in (None, number):
                 continue
             tried += 1
-            if wrong := outcome(trial, SECONDS_OF_PROCESSES if entry.processes else SECONDS):
+            if wrong := outcome(trial, seconds * (PROCESSES if entry.processes else 1)):
                 failed += 1
                 failures += [f"{number}, {trial.what}: {wrong}"] * (failed <= most)
     return Row(name, entry.what, tried, failed, failures, time.monotonic() - started)
@@ -139,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the trials of each case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of the one trial to run, as a failure tells it")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="that a trial may take; more on a busy machine")
     parser.add_argument("--processes", action="store_true", help="also run the cases that start processes")
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     given = parser.parse_args(arguments)
@@ -151,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| case | what | tried | passed | failed | seconds |\n|---|---|---|---|---|---|")
     rows = []
     for name in names:
-        row = run(name, share=given.share, seed=given.seed, only=given.only)
+        row = run(name, share=given.share, seed=given.seed, only=given.only, seconds=given.seconds)
         rows.append(row)
         passed = row.tried - row.failed
         print(f"| {name} | {row.what} | {row.tried} | {passed} | {row.failed} | {row.seconds:.1f} |", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import shutil
@@ -79,7 +80,8 @@ def prepared(folder: Path) -> Path:
     tfds.disable_progress_bar()
     kind = types.new_class("Mnist", (Pack,), {"skip_registration": True})
     download = tfds.download.DownloadConfig(num_shards=1)
-    kind(data_dir=str(folder), file_format="array_record").download_and_prepare(download_config=download)
+    with contextlib.redirect_stdout(io.StringIO()):
+        kind(data_dir=str(folder), file_format="array_record").download_and_prepare(download_config=download)
     return folder
 
 

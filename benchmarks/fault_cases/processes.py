@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 RUN = ["--epochs", "400", "--width", "8", "--bound", "ibp", "--robust-examples", "4", "--checkpoint-seconds", "0.3"]
 RUN += ["--holdout", "97", "--points", "60", "--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1"]
 RUN += ["--curve-examples", "0"]
+QUICK = "--xla_backend_optimization_level=0"  # compiling takes longer than all that runs
 CLOCK = {"seconds", "examples_per_second"}
 
 
@@ -31,14 +33,24 @@ def start(workdir: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK},
     )
+
+
+@contextlib.contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """End the process where it still runs, whatever was raised."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def finished(workdir: Path) -> tuple[object, ...]:
     """What a run ends with that no clock has touched: hashes and the log."""
-    process = start(workdir)
-    _, err = process.communicate(timeout=600)
+    with ending(start(workdir)) as process:
+        _, err = process.communicate(timeout=600)
     if process.returncode:
         raise RuntimeError(f"exit code {process.returncode}: {err[-300:]}")
     summary = json.loads((workdir / "summary.json").read_text())
@@ -52,20 +64,19 @@ def stopped(workdir: Path, after: float, *numbers: int) -> tuple[int | None, str
 
     The exit code is None where the run had ended before.
     """
-    process = start(workdir)
-    before = len(list(workdir.glob("checkpoints/*")))
-    deadline = time.monotonic() + 300
-    while process.poll() is None and len(list(workdir.glob("checkpoints/[0-9]*"))) <= before:
-        if time.monotonic() > deadline:
-            process.kill()
-            raise TimeoutError("no checkpoint in 300 seconds")
-        time.sleep(0.01)
-    time.sleep(after)
-    sent = time.monotonic()
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.001)
-    _, err = process.communicate(timeout=60)
+    before = len(list(workdir.glob("checkpoints/[0-9]*")))
+    with ending(start(workdir)) as process:
+        deadline = time.monotonic() + 300
+        while process.poll() is None and len(list(workdir.glob("checkpoints/[0-9]*"))) <= before:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no checkpoint in 300 seconds")
+            time.sleep(0.01)
+        time.sleep(after)
+        sent = time.monotonic()
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.001)
+        _, err = process.communicate(timeout=60)
     seconds = time.monotonic() - sent
     return (None if (workdir / "summary.json").exists() else process.returncode), err, seconds
 
