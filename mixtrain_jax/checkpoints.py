@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mixtrain_jax.errors import CheckpointError
+from mixtrain_jax.errors import CheckpointError, first_line
 from mixtrain_jax.fingerprints import by_name, leaf_name, manifest
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Checkpoints:
             kept = "there is no earlier one" if before is None else f"step {before} is whole"
             raise CheckpointError(
                 f"Could not save the checkpoint of step {step} in {self.folder} ({kept}). Free some space or choose "
-                f"another workdir, then run the same command again. Cause: {_first_line(error)}"
+                f"another workdir, then run the same command again. Cause: {first_line(error)}"
             ) from error
 
     def restore(self, target: T, tell: Callable[[str], None], *, part: bool = False) -> T | None:
@@ -141,7 +141,7 @@ class Checkpoints:
             try:
                 leaves = read(self.folder, step)
             except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
-                damaged.append((step, _first_line(error)))
+                damaged.append((step, first_line(error)))
                 continue
             tree = _fill(target, leaves, f"{self.folder}, step {step}", part)
             for bad, why in damaged:
@@ -218,7 +218,3 @@ def _free(path: Path) -> Path:
     while candidate.exists():
         candidate, count = path.with_name(f"{path.name}-{count}"), count + 1
     return candidate
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

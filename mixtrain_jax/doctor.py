@@ -24,7 +24,7 @@ from rich.text import Text
 from mixtrain_jax import __version__
 from mixtrain_jax.checkpoints import read
 from mixtrain_jax.config import Config, of_run
-from mixtrain_jax.errors import MixtrainError
+from mixtrain_jax.errors import MixtrainError, first_line
 from mixtrain_jax.fingerprints import fingerprint
 
 _LARGEST = 2**28  # bytes of a file that is read whole, and of what it unpacks to
@@ -65,7 +65,7 @@ def examine(folder: Path) -> list[Finding]:
         except MixtrainError as error:
             findings.append(Finding("fault", subject, str(error)))
         except Exception as error:  # what is damaged can fail anywhere in the libraries that read it
-            words = f"is damaged ({type(error).__name__}: {_first_line(error)})."
+            words = f"is damaged ({type(error).__name__}: {first_line(error)})."
             findings.append(Finding("fault", subject, words))
     return findings
 
@@ -149,7 +149,7 @@ def _checkpoints(folder: Path, known: _Known) -> Iterator[Finding]:
             leaves = read(folder, int(name))
         except Exception as error:  # as in `Checkpoints.restore`
             if os.path.lexists(path):  # else it was deleted meanwhile
-                damaged.append(Finding("fault", subject, f"damaged ({_first_line(error)}); {told}."))
+                damaged.append(Finding("fault", subject, f"damaged ({first_line(error)}); {told}."))
             continue
         if not known.newest:
             known.newest, known.leaves = int(name), leaves
@@ -394,10 +394,6 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _printable(text: str) -> str:

@@ -49,3 +49,8 @@ class InterruptedRunError(MixtrainError):
 
 class CertificateError(MixtrainError):
     """A file of certificates cannot be used, or a network cannot be checked independently."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of elsewhere says, short enough for a message of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

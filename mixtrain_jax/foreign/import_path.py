@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.errors import ModelError
-from mixtrain_jax.foreign.model import Model, checked, first_line
+from mixtrain_jax.errors import ModelError, first_line
+from mixtrain_jax.foreign.model import Model, checked
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 MAX_BYTES = 2**30

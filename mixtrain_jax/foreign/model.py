@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.errors import ModelError
+from mixtrain_jax.errors import ModelError, first_line
 
 
 class Model(NamedTuple):
@@ -58,8 +58,3 @@ def checked(model: Model, count: int = 3) -> Model:
             f"got {logits.dtype}{list(logits.shape)}."
         )
     return model._replace(classes=logits.shape[1])
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line that is not too long."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixtrain_jax.errors import ModelError
-from mixtrain_jax.foreign.model import first_line
+from mixtrain_jax.errors import ModelError, first_line
 
 OPSETS = (13, 21)
 MAX_FIELDS = 2_000_000  # of the protobuf, small ones included

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.errors import ModelError
-from mixtrain_jax.foreign.model import Model, checked, first_line
+from mixtrain_jax.errors import ModelError, first_line
+from mixtrain_jax.foreign.model import Model, checked
 from mixtrain_jax.foreign.onnx_graph import Graph, Node, read_graph
 from mixtrain_jax.foreign.onnx_ops import KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
 
