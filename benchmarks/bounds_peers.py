@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mixtrain_jax as mt
-from mixtrain_jax.training.run import device
+from mixtrain_jax.environment import device
 
 Arrays = tuple[np.ndarray, ...]
 Weights = list[tuple[np.ndarray, ...]]  # of a layer: weight, bias, weight, bias, ...; as PyTorch lays them out

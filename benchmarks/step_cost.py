@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from mixtrain_jax import certify, mixing, models
-from mixtrain_jax.training.run import device
+from mixtrain_jax.environment import device
 from mixtrain_jax.training.state import Bad, Totals, TrainState
 from mixtrain_jax.training.steps import Batch, Steps, bounded, make_steps
 

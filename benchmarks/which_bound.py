@@ -33,8 +33,8 @@ import optax
 import mixtrain_jax as mt
 from mixtrain_jax import data, models
 from mixtrain_jax.attacks import pgd
+from mixtrain_jax.environment import device
 from mixtrain_jax.losses import robust_loss
-from mixtrain_jax.training.run import device
 
 METHODS: dict[str, Callable[..., Any]] = {
     "ibp": mt.ibp,
