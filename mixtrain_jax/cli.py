@@ -79,7 +79,7 @@ def judge(arguments: Sequence[str]) -> int:
     """Parse `MODEL --option value ...`, judge the model, and return the exit code."""
 
     def command(
-        model: Annotated[str, tyro.conf.Positional],
+        model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
         data: str | None = None,
         eps: float | None = None,
         norm: Literal["linf", "l2"] = "linf",

@@ -8,7 +8,20 @@ import pytest
 import small_networks as networks
 
 from mixtrain_jax import attacks
-from mixtrain_jax.attacks import descend, feature, fgsm, geometry, margin, pgd
+from mixtrain_jax.attacks import (
+    apgd,
+    descend,
+    fab,
+    feature,
+    fgsm,
+    geometry,
+    in_turn,
+    interval_attack,
+    margin,
+    pgd,
+    square,
+    targeted,
+)
 from mixtrain_jax.bounds import BoundsError, crown, l1_ball, l2_ball, linf_ball, margins
 from mixtrain_jax.data import Split
 
@@ -72,7 +85,7 @@ def test_step_by_step_it_compiles_once_for_all_batches(key):
     for seed in range(3):
         x, labels = networks.images(seed, 8), np.arange(8) % 4
         pgd(key, logits_fn, x, labels, linf_ball(x, 0.1 + seed, DOMAIN), steps=3, restarts=2)
-    assert len(traces) == 2  # a look and a step
+    assert len(traces) == 3  # for its shape, a look and a step
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40])
@@ -274,7 +287,7 @@ def test_different_attacks_of_one_network_share_what_is_compiled(key):
         ball = linf_ball(x, 0.1 + seed, DOMAIN)
         for attack in (first, second):
             attack(key, logits_fn, x, labels, ball)
-    assert len(traces) == 4  # a look and a step each
+    assert len(traces) == 5  # for its shape, and a look and a step each
 
 
 def test_momentum_adds_up_gradients_of_length_one(key):
@@ -381,6 +394,8 @@ def test_balls_that_attacks_do_not_know_are_refused(key):
         ({"labels": np.zeros(3, np.int32)}, r"integer labels \[n\] of inputs \[n, ...\], got int32\[3\]"),
         ({"labels": np.zeros(4, np.float32)}, r"got float32\[4\]"),
         ({"x": networks.images(0, 2), "labels": np.zeros(2, np.int32)}, r"inputs \[2, 3, 3, 1\] and a ball \[4, 3"),
+        ({"labels": np.array([0, 3, -1, 2])}, "0 to 3; got -1"),
+        ({"labels": np.array([0, 3, 4, 2])}, "0 to 3; got 4"),
         ({"restarts": 0}, "restarts >= 1 and steps >= 0, got 0 and 1"),
         ({"steps": -1}, "got 1 and -1"),
     ],
@@ -390,3 +405,12 @@ def test_arguments_that_make_no_sense_are_refused(key, changes, message):
     given = {"x": x, "labels": np.zeros(4, np.int32), "steps": 1, "restarts": 1, **changes}
     with pytest.raises(BoundsError, match=message):
         pgd(key, MLP, ball=linf_ball(x, 0.1), **given)
+
+
+@pytest.mark.parametrize("attack", [fgsm, apgd, fab, square, targeted(apgd), interval_attack])
+def test_no_attack_takes_labels_that_are_no_classes(key, attack):
+    x = networks.images(0, 4)
+    with pytest.raises(BoundsError, match="0 to 3; got 4"):
+        attack(key, MLP, x, np.full(4, 4), linf_ball(x, 0.1))
+    with pytest.raises(BoundsError, match="0 to 3; got 4"):
+        in_turn(key, MLP, x, np.full(4, 4), linf_ball(x, 0.1), {"attack": attack})

@@ -81,7 +81,7 @@ def test_chunks_are_padded_reported_and_compiled_once(key):
     attack = chunked(plain, 4, lambda what, done, total: polled.append((done, total)))
     found = attack(key, logits_fn, x, labels, ball)
     assert polled == [(4, 11), (8, 11), (11, 11)]
-    assert traces == [(4, 3, 3, 1)] * 2  # a look and a step
+    assert traces == [(4, 3, 3, 1)] * 3  # for its shape, a look and a step
     np.testing.assert_allclose(found, plain(key, MLP, x, labels, ball), atol=1e-6)
     assert attack(key, logits_fn, x[:0], labels[:0], linf_ball(x[:0], 0.1)).shape == (0, 3, 3, 1)
 
@@ -155,7 +155,7 @@ def test_a_randomized_model_is_compiled_once_for_all_batches_and_keys(key):
         x, labels, ball = problem(eps=0.1 + seed)
         found = attack(jax.random.key(seed), noisy, x, labels, ball)
         assert (np.asarray(found) >= np.asarray(ball.lower)).all()
-    assert len(traces) == 2
+    assert len(traces) == 3  # for its shape, a look and a step
 
 
 def quantize(x):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.attacks.geometry import check_norm, project, spread, steepest, uniform
+from mixtrain_jax.attacks.geometry import check, project, spread, steepest, uniform
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Interval
@@ -75,9 +75,9 @@ def apgd(
       The input of the lowest margin that was met for each example, that of `x` included, `[n, ...]`, inside the ball.
 
     Raises:
-      BoundsError: where the ball is of the l1 norm.
+      BoundsError: where the ball is none that attacks know, or labels are no classes `[n]` of the network.
     """
-    check_norm(ball)
+    check(logits_fn, x, labels, ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     loop, (begin, advance) = stepwise(_parts, logits_fn, objective, arrays=(key, x, labels, ball, targets))
     windows = _windows(steps)

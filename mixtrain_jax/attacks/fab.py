@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax.attacks.geometry import check_norm, norm, project, spread, uniform
+from mixtrain_jax.attacks.geometry import check, norm, project, spread, uniform
 from mixtrain_jax.attacks.objectives import likeliest, margin
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Ball, Interval
@@ -70,9 +70,9 @@ def fab(
       and that input, moved into the ball, has the lower margin. `[n, ...]`.
 
     Raises:
-      BoundsError: where the ball is of the l1 norm.
+      BoundsError: where the ball is none that attacks know, or labels are no classes `[n]` of the network.
     """
-    check_norm(ball)
+    check(logits_fn, x, labels, ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     euclidean = isinstance(ball, Ball)
     arrays = (key, x, labels, ball, targets)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mixtrain_jax.attacks.geometry import check
 from mixtrain_jax.attacks.objectives import margin
 from mixtrain_jax.attacks.pgd import StepSize, ascend, falling
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
@@ -61,6 +62,7 @@ def feature(
     Raises:
       BoundsError: as `pgd` does.
     """
+    check(logits_fn, x, labels, ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     images = x if images is None else jnp.asarray(images)
     option = _Features(features_fn, images is not x)

@@ -6,8 +6,11 @@ point, a radius and a box for each example.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import Ball, BoundsError, Interval
@@ -25,42 +28,54 @@ def norm(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
 
 
-def check_norm(ball: Interval) -> None:
-    """Refuse balls that attacks know no steps for.
-
-    Raises:
-      BoundsError: where the ball is of the l1 norm.
-    """
-    if isinstance(ball, Ball) and ball.norm != 2:
-        raise BoundsError(f"Attacks know boxes (linf_ball) and Euclidean balls (l2_ball), got a ball of l{ball.norm}.")
-
-
 def check_ball(ball: Interval) -> None:
     """Refuse what is no batch of balls that attacks know.
 
     Raises:
-      BoundsError: as `check_norm` does, and where Euclidean balls don't come with one radius an example.
+      BoundsError: where the ball is of the l1 norm, and where Euclidean balls don't come with one radius an example.
     """
-    check_norm(ball)
-    if isinstance(ball, Ball) and jnp.shape(ball.eps) != ball.shape[:1]:
+    if not isinstance(ball, Ball):
+        return
+    if ball.norm != 2:
+        raise BoundsError(f"Attacks know boxes (linf_ball) and Euclidean balls (l2_ball), got a ball of l{ball.norm}.")
+    if jnp.shape(ball.eps) != ball.shape[:1]:
         raise BoundsError(
             f"Attacks want a Euclidean ball for each example, got {list(jnp.shape(ball.eps))} radii for inputs "
             f"{list(ball.shape)}; make them by jax.vmap(lambda v: l2_ball(v, eps, domain))(x)."
         )
 
 
-def check_labels(x: ArrayLike, labels: ArrayLike) -> None:
-    """Refuse what is not one integer label an input.
+def check(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    x: ArrayLike,
+    labels: ArrayLike,
+    ball: Interval,
+    batch_size: int | None = None,
+) -> None:
+    """Refuse what an attack cannot start from; `batch_size` is what the network is called with, if not all of `x`.
 
     Raises:
-      BoundsError: where shapes or dtype differ.
+      BoundsError: as `check_ball` does; where inputs and ball differ in shape; where labels are not one integer an
+        input, or, outside `jax.jit`, not classes of the network.
     """
+    check_ball(ball)
+    if jnp.shape(x) != jnp.shape(ball.lower):
+        raise BoundsError(
+            f"Attacks want a ball for each input, got inputs {list(jnp.shape(x))} and a ball {list(ball.shape)}."
+        )
     kind = jnp.asarray(labels).dtype
     if jnp.shape(labels) != jnp.shape(x)[:1] or not jnp.issubdtype(kind, jnp.integer):
         raise BoundsError(
             f"Attacks want integer labels [n] of inputs [n, ...], got {kind}{list(jnp.shape(labels))} of inputs "
             f"{list(jnp.shape(x))}."
         )
+    if isinstance(labels, jax.core.Tracer) or not np.size(labels):
+        return
+    batch = jax.ShapeDtypeStruct((batch_size or np.size(labels), *jnp.shape(x)[1:]), jnp.asarray(x).dtype)
+    classes = jax.eval_shape(logits_fn, batch).shape[-1]
+    if (low := int(np.min(labels))) < 0 or (high := int(np.max(labels))) >= classes:
+        wrong = low if low < 0 else high
+        raise BoundsError(f"Labels are classes of the network, 0 to {classes - 1}; got {wrong}.")
 
 
 def project(ball: Interval, points: jax.Array) -> jax.Array:

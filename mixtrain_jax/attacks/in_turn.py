@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.attacks.combinators import Targeted
-from mixtrain_jax.attacks.geometry import check_ball
+from mixtrain_jax.attacks.geometry import check
 from mixtrain_jax.attacks.objectives import likeliest, margin
 from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll, stepwise
 from mixtrain_jax.bounds import BoundsError, Interval
@@ -80,11 +80,11 @@ def in_turn(
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
-      BoundsError: inside `jax.jit`, or where the ball is none that attacks know.
+      BoundsError: inside `jax.jit`, where the ball is none that attacks know, or labels are no classes `[n]`.
     """
-    check_ball(ball)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, x, labels, ball))):
         raise BoundsError("Attacks in turn look at values and can't run inside jax.jit; call them outside.")
+    check(logits_fn, x, labels, ball, batch_size)
     images, labels = np.asarray(x), np.asarray(labels)
     ball, n = jax.tree.map(np.asarray, ball), len(images)
     _, (look,) = stepwise(_looking, logits_fn, arrays=images)

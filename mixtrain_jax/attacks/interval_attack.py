@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.attacks.geometry import project, spread, uniform
+from mixtrain_jax.attacks.geometry import check, project, spread, uniform
 from mixtrain_jax.attacks.objectives import margin
 from mixtrain_jax.attacks.pgd import pgd
 from mixtrain_jax.attacks.search import Attack, Best, LogitsFn, looking, stepwise, unknown
@@ -67,13 +67,15 @@ def interval_attack(
       As `pgd` does; no worse than `attack` with the same key from `x`.
 
     Raises:
-      BoundsError: where the ball is no box, the method has no linear functions, there is no round, or radii don't grow.
+      BoundsError: as `pgd` does, and where the ball is no box, the method has no linear functions, there is no round,
+        or radii don't grow.
       UnsupportedPrimitiveError: where the network is made of what bounds do not know.
     """
     if isinstance(ball, Ball):
         raise BoundsError("interval_attack knows boxes (linf_ball) alone, got a Euclidean ball; use pgd there.")
     if not (sum(rounds) > 0 and len(radii) and np.all(np.diff(radii, prepend=0) > 0)):
         raise BoundsError(f"interval_attack wants at least one round and growing radii, got {rounds} and {radii}.")
+    check(logits_fn, x, labels, ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     arrays = (key, x, labels, ball)
     loop, (begin, widen, move) = stepwise(_parts, logits_fn, method, corner, arrays=arrays)

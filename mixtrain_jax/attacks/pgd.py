@@ -71,9 +71,10 @@ def pgd(
       and the targets, it is the margin of the label over the largest other class.
 
     Raises:
-      BoundsError: where the ball is none that attacks know, labels are not integers `[n]`, or `restarts` is below 1.
+      BoundsError: where the ball is none that attacks know, labels are no classes `[n]` of the network, or `restarts`
+        is below 1.
     """
-    geometry.check_labels(x, labels)
+    geometry.check(logits_fn, x, labels, ball)
     goal = (jnp.asarray(labels), None if targets is None else jnp.asarray(targets))
     return ascend(
         *(key, logits_fn, _of_logits, objective, x, ball, goal),
@@ -140,12 +141,9 @@ def ascend(
       momentum: as for `pgd`.
       random_start: as for `pgd`.
     """
-    geometry.check_ball(ball)
     if restarts < 1 or steps < 0:  # an attack that is none would break nothing
         raise BoundsError(f"PGD wants restarts >= 1 and steps >= 0, got {restarts} and {steps}.")
     x = jnp.asarray(x)
-    if x.shape != ball.shape:
-        raise BoundsError(f"PGD wants a ball for each input, got inputs {list(x.shape)} and a ball {list(ball.shape)}.")
     options = (measure, option, step_size, momentum)
     loop, (look, advance) = stepwise(_parts, logits_fn, *options, arrays=(key, x, ball, goal))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax.attacks.geometry import check_norm, norm, project, spread
+from mixtrain_jax.attacks.geometry import check, norm, project, spread
 from mixtrain_jax.attacks.objectives import margin
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Ball, Interval
@@ -68,9 +68,9 @@ def square(
       The input of the lowest margin that was met for each example, `[n, ...]`, inside the ball.
 
     Raises:
-      BoundsError: where the ball is of the l1 norm.
+      BoundsError: where the ball is none that attacks know, or labels are no classes `[n]` of the network.
     """
-    check_norm(ball)
+    check(logits_fn, x, labels, ball)
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     _, (run,) = stepwise(_whole, logits_fn, queries, p_init, arrays=(key, x, labels, ball))
     return run(key, x, labels, ball)
