@@ -276,19 +276,24 @@ def by_rows(mesh: Mesh) -> Spread:
 
     Returns:
       A transformation of functions. The new function splits the rows of every array that it is given, keys, scalars and
-      callables apart, and brings what comes out to the host. Rows have to be independent of each other, and their
-      number a multiple of the number of devices. With one device it is the old function.
+      callables apart, and brings what comes out, rows too, to the host. Rows have to be independent of each other; the
+      last one fills them up to a multiple of the number of devices. With one device it is the old function.
     """
 
-    def place(leaf: Any) -> Any:
-        if callable(leaf) or not np.ndim(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
-        return put(leaf, mesh, "rows")
+    def has_rows(leaf: Any) -> bool:
+        return not callable(leaf) and np.ndim(leaf) > 0 and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
     def spread(f: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = jax.tree.map(place, (args, kwargs), is_leaf=callable)
-            return fetch(f(*args, **kwargs))
+            given = (args, kwargs)
+            count = next(len(leaf) for leaf in jax.tree.leaves(given, is_leaf=callable) if has_rows(leaf))
+            rows = np.minimum(np.arange(padded(count, mesh)), count - 1)
+
+            def place(leaf: Any) -> Any:
+                return put(np.asarray(leaf)[rows], mesh, "rows") if has_rows(leaf) else leaf
+
+            args, kwargs = jax.tree.map(place, given, is_leaf=callable)
+            return jax.tree.map(lambda leaf: leaf[:count], fetch(f(*args, **kwargs)))
 
         return f if mesh.size == 1 else call
 

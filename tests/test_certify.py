@@ -9,7 +9,7 @@ import pytest
 import small_networks as networks
 
 from mixtrain_jax import certify
-from mixtrain_jax.attacks import pgd
+from mixtrain_jax.attacks import pgd, targeted
 from mixtrain_jax.bounds import BoundsError, Interval
 from mixtrain_jax.certify import Threat, evaluate, measure_curve
 from mixtrain_jax.certify import evaluation as evaluation_module
@@ -171,6 +171,56 @@ def test_split_sizes_need_not_divide_into_batches(key, linear, n):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[-n:])
     np.testing.assert_allclose(found.margin, whole.margin[-n:], atol=1e-6)
     assert found.adversarial.shape == part.images.shape
+
+
+def little_memory(most):
+    """Devices that hold so many examples at a time."""
+
+    def spread(f):
+        def call(*args, **kwargs):
+            if max(len(leaf) for leaf in jax.tree.leaves((args, kwargs)) if np.ndim(leaf)) > most:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nmore of it")
+            return f(*args, **kwargs)
+
+        return call
+
+    return spread
+
+
+def test_batches_too_large_for_the_memory_are_halved(key, random):
+    logits_fn, split = random
+    methods, threat = certify.methods(["ibp", "crown_ibp"]), Threat(0.1, PIXELS)
+    few_steps = functools.partial(pgd, steps=3, restarts=1)
+    attacks = {"pgd": few_steps, "targeted": targeted(few_steps, 2)}
+    sizes = {"few": {"batch_size": 4}, "halved": {"batch_size": 19, "spread": little_memory(4)}}
+    few, halved = (
+        evaluate(key, logits_fn, split, threat, attacks=attacks, methods=methods, **options)
+        for options in sizes.values()
+    )
+    assert 0 < few.verified.sum() < few.attacked.sum() < few.clean.sum()
+    for name in ("predictions", "clean", "attacked", "verified", "proved_by", "broken_by"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(halved, name))
+    np.testing.assert_allclose(few.margin, halved.margin, atol=1e-6)
+
+
+def test_too_little_memory_for_one_example_is_said(key, random):
+    logits_fn, split = random
+    message = "too little memory for a single example: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.$"
+    with pytest.raises(BoundsError, match=message):
+        evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods={}, spread=little_memory(0), **ATTACK)
+
+
+def test_another_error_of_the_device_is_not_taken_for_it(key, random):
+    logits_fn, split = random
+
+    def broken(f):
+        def call(*args):
+            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+        return call
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
+        evaluate(key, logits_fn, split, Threat(0.1, PIXELS), methods={}, spread=broken, **ATTACK)
 
 
 def test_a_split_of_only_wrong_images_leaves_nothing_to_do(key, linear):

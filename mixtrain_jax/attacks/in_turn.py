@@ -63,7 +63,8 @@ def in_turn(
     A run is one attack on one example, at one of the targets where it is `targeted`. Runs wait in a queue and go to the
     device in batches of exactly `batch_size`, the last ones padded, so that nothing is compiled twice and memory does
     not depend on `n`; those of examples that fell meanwhile are dropped from the queue. Whether an example fell is not
-    for the attack to say: what it returns is classified anew.
+    for the attack to say: what it returns is classified anew. Where the device has too little memory for a batch, the
+    rest goes on in batches of half the size.
 
     It looks at values between batches, so it does not run inside `jax.jit`.
 
@@ -80,7 +81,8 @@ def in_turn(
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
-      BoundsError: inside `jax.jit`, where the ball is none that attacks know, or labels are no classes `[n]`.
+      BoundsError: inside `jax.jit`, where the ball is none that attacks know, labels are no classes `[n]`, or there is
+        too little memory for a single example.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, x, labels, ball))):
         raise BoundsError("Attacks in turn look at values and can't run inside jax.jit; call them outside.")
@@ -95,12 +97,18 @@ def in_turn(
         return jax.device_get(look(points, labels[rows]))
 
     adversarial, least, seen_as, likeliest_first = images.copy(), np.empty(n, images.dtype), labels.copy(), []
-    for start in range(0, n, batch_size):
+    start = 0
+    while start < n:
         rows = np.arange(start, min(start + batch_size, n))
         padded = _padded(rows, batch_size)
-        found = [part[: len(rows)] for part in looked(images[padded], padded)]
+        try:
+            found = [part[: len(rows)] for part in looked(images[padded], padded)]
+        except jax.errors.JaxRuntimeError as error:
+            batch_size = smaller(batch_size, error)
+            continue
         least[rows], seen_as[rows] = found[:2]
         likeliest_first.append(found[2])
+        start += len(rows)
     broken_by, seconds = np.where(seen_as == labels, "", "clean").astype(object), {}
     targets = np.concatenate(likeliest_first) if n else np.empty((0, 1), labels.dtype)
 
@@ -118,8 +126,12 @@ def in_turn(
             rows, count = queue[places], min(len(queue), batch_size)
             aim = {"targets": targets[rows, rank[places]]} if ranks else {}
             parts = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (images, labels, ball))
-            met = np.asarray(run(jax.random.fold_in(attack_key, batch), logits_fn, *parts, **aim))
-            margins, classes, _ = (part[:count] for part in looked(met, rows))
+            try:
+                met = np.asarray(run(jax.random.fold_in(attack_key, batch), logits_fn, *parts, **aim))
+                margins, classes, _ = (part[:count] for part in looked(met, rows))
+            except jax.errors.JaxRuntimeError as error:
+                batch_size = smaller(batch_size, error)
+                continue
             met, rows, batch = met[:count], rows[:count], batch + 1
             wrong = classes != labels[rows]
             order = np.argsort(-margins, kind="stable")  # the lowest of an example last, which an assignment keeps
@@ -133,6 +145,20 @@ def in_turn(
             poll(name, total - len(queue), total)
         seconds[name] = time.monotonic() - started
     return Record(adversarial, seen_as, broken_by.astype(str), seconds)
+
+
+def smaller(batch_size: int, error: jax.errors.JaxRuntimeError) -> int:
+    """Half the size of a batch that the device had too little memory for.
+
+    Raises:
+      BoundsError: where it was a single example.
+      jax.errors.JaxRuntimeError: the error itself, where that is another one.
+    """
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    if batch_size == 1:
+        raise BoundsError(f"There is too little memory for a single example: {str(error).splitlines()[0]}") from error
+    return batch_size // 2
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds
-from mixtrain_jax.attacks import Attack, LogitsFn, Poll, Record, in_turn, pgd
+from mixtrain_jax.attacks import Attack, LogitsFn, Poll, Record, in_turn, pgd, smaller
 from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
@@ -104,7 +104,8 @@ def evaluate(
     """Measure a classifier on a whole split.
 
     Attacks come one after another, each on the images that are still standing, and so do methods, each on the images
-    that are neither proved nor broken; but the first method, the cheapest, has to fail on the broken ones too.
+    that are neither proved nor broken; but the first method, the cheapest, has to fail on the broken ones too. Batches
+    that there is too little memory for are halved.
 
     Args:
       key: random key of the attacks.
@@ -118,7 +119,8 @@ def evaluate(
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
-      BoundsError: where images, labels, logits or `batch_size` are not as described above, or pixels not in the domain.
+      BoundsError: where images, labels, logits or `batch_size` are not as described above, pixels not in the domain, or
+        there is too little memory for a single image.
       SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
     """
     split, n = split.floats(), len(split)
@@ -318,17 +320,25 @@ def _in_batches(
     poll: Callable[[int, int], None],
     spread: Spread,
 ) -> np.ndarray:
-    """Apply a function to batches of one size, the last one padded, and put the outputs together."""
+    """Apply a function to batches of one size, the last one padded, and put the outputs together.
+
+    Where the device has too little memory for a batch, the rest goes on in batches of half the size.
+    """
     n = len(arrays[0])
     if not n:
         out = jax.eval_shape(f, *(np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays))
         return np.zeros((0, *out.shape[1:]), out.dtype)
-    run, outputs = spread(f), []
-    for start in range(0, n, batch_size):
+    run, outputs, start = spread(f), [], 0
+    while start < n:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-        out = jax.device_get(run(*(a[rows] for a in arrays)))
+        try:
+            out = jax.device_get(run(*(a[rows] for a in arrays)))
+        except jax.errors.JaxRuntimeError as error:
+            batch_size = smaller(batch_size, error)
+            continue
         outputs.append(out[: min(batch_size, n - start)])
-        poll(min(start + batch_size, n), n)
+        start = min(start + batch_size, n)
+        poll(start, n)
     return np.concatenate(outputs)
 
 

@@ -494,7 +494,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     saved = parallel.fetch(saved)
     step, params = chosen(saved)
     logits_fn = functools.partial(setup.apply, jax.tree.map(jnp.asarray, params))
-    devices = {"batch_size": parallel.padded(128, setup.mesh), "spread": parallel.by_rows(setup.mesh)}
+    spread = parallel.by_rows(setup.mesh)
 
     agree = parallel.agreement(setup.mesh)
 
@@ -510,7 +510,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     attacks = {"pgd": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
     threat = certify.Threat(config.eps, dataset.domain)
     evaluation = certify.evaluate(
-        key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll, **devices
+        key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll, spread=spread
     )
     curve = None
     if few := min(config.curve_examples, len(dataset.test)):
@@ -522,7 +522,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
             methods=methods,
             attack_steps=config.attack_steps,
             poll=poll,
-            **devices,
+            spread=spread,
         )
     summary = {
         **evaluation.accuracies(),
