@@ -189,7 +189,7 @@ def measured(runs: Sequence[Record]) -> str:
     """Software, devices and seeds of all records."""
 
     def how(run: Record) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in run["summary"]["versions"].items())
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(run["summary"]["versions"].items()))
         return f"{run['summary']['device']}; {versions}"
 
     return "\n".join(
