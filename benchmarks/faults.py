@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fault_cases import datasets, folders, inputs, numbers, processes, saved
+from fault_cases import datasets, folders, inputs, memory, numbers, processes, saved
 from fault_cases.trials import Case, Trial
 
 from mixtrain_jax import environment
@@ -46,15 +46,19 @@ CASES = {
     "F2": Entry("files of a checkpoint cut short, deleted, zeroed, swapped", saved.broken_files, 54),
     "F3": Entry("SIGKILL while training, then resumed", processes.kills, 50, True),
     "F4": Entry("SIGTERM while training, then resumed", processes.terminations, 20, True),
+    "F5": Entry("SIGTERM to one of two processes, then resumed", processes.terminated_hosts, 10, True),
+    "F6": Entry("SIGKILL to one of two processes, then resumed", processes.killed_hosts, 6, True),
     "F7": Entry("Ctrl-C, once and twice, then resumed", processes.interrupts, 6, True),
     "F8": Entry("no space left", folders.full_disks, 6),
     "F9": Entry("folders that cannot be used", folders.odd_folders, 10),
     "F10": Entry("what a crash left among the checkpoints", saved.leftovers, 10),
     "F11": Entry("two runs in one folder, stale locks", folders.locks, 4),
+    "F12": Entry("saved on some devices, resumed on others", processes.other_devices, 12, True),
     "F13": Entry("NaN, labels out of range, numbers at the edge", numbers.edges, 30),
     "F14": Entry("the same seed again", processes.repeats, 6, True),
     "F15": Entry("checkpoints of another network or optimizer", saved.foreign, 40),
     "F16": Entry("odd clocks, hosts and consoles", folders.surroundings, 8),
+    "F17": Entry("little memory", memory.little_memory, 5),
     "X1": Entry("config files and overrides made at random", inputs.configs, 10_000),
     "X2": Entry("damaged ONNX files", inputs.onnx_files, 10_000),
     "X4": Entry("damaged parameters and certificates, bombs", inputs.foreign_files, 10_000),
@@ -62,10 +66,7 @@ CASES = {
     "X6": Entry("arguments that make no sense", numbers.misuse, 500),
     "X7": Entry("names that lead elsewhere or nowhere", inputs.names, 200),
 }
-ABSENT = {
-    **{"F5": "several hosts", "F6": "several hosts", "F12": "several devices in training"},
-    **{"X3": "VNN-LIB", "F17": "memory limits"},
-}
+ABSENT = {"X3": "VNN-LIB"}
 
 
 class Row(NamedTuple):

@@ -102,8 +102,8 @@ def test_the_command_prints_a_table_and_exits_with_1_where_a_trial_fails(monkeyp
     assert "| F11 | spoilt | 2 | 1 | 1 |" in out
     assert "python benchmarks/faults.py F11 --seed 7 --only NUMBER\n  1, two: is wrong\n" in out
     with pytest.raises(SystemExit):
-        faults.main(["F5"])
-    assert "F5 needs several hosts, which is not there" in capsys.readouterr().err
+        faults.main(["X3"])
+    assert "X3 needs VNN-LIB, which is not there" in capsys.readouterr().err
 
 
 def test_a_number_and_a_seed_stand_for_one_fault():

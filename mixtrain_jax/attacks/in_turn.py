@@ -19,6 +19,10 @@ from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll, stepwise
 from mixtrain_jax.bounds import BoundsError, Interval
 
 
+# The second is all that some kernels of CPUs say where they get no memory to work in.
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """What attacks did to every example.
@@ -154,7 +158,7 @@ def smaller(batch_size: int, error: jax.errors.JaxRuntimeError) -> int:
       BoundsError: where it was a single example.
       jax.errors.JaxRuntimeError: the error itself, where that is another one.
     """
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not any(words in str(error) for words in _NO_MEMORY):
         raise error
     if batch_size == 1:
         raise BoundsError(f"There is too little memory for a single example: {str(error).splitlines()[0]}") from error
