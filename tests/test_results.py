@@ -256,7 +256,7 @@ def test_empty_sections_say_what_would_fill_them(page):
 
 def test_how_it_was_measured(page, study):
     text = page(*study.glob("*"))
-    assert "- 8 runs of `subsampling-digits`, seeds 0, 1: cpu (cpu), 2 host cores; python 3.11.7, jax 0.10.2." in text
+    assert "- 8 runs of `subsampling-digits`, seeds 0, 1: cpu (cpu), 2 host cores; jax 0.10.2, python 3.11.7." in text
 
 
 def spoil(study, what):
