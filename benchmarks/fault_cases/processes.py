@@ -34,8 +34,10 @@ TWO = {"processes": 2, "devices": 2}
 CLOCK = {"seconds", "examples_per_second"}
 
 
-def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
-    """A run in processes of its own, so many of them with so many devices each."""
+def begin(
+    arguments: Sequence[str], processes: int = 1, devices: int = 1, flags: str = ""
+) -> list[subprocess.Popen[str]]:
+    """`train.py` in so many processes with so many devices each, compiled with XLA's flags."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -43,13 +45,12 @@ def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1) ->
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
     }
     hosts = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process"]
     return [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *RUN, *options, "--workdir", str(workdir)]
-            + [*hosts, str(number)] * (processes > 1),
+            [sys.executable, str(ROOT / "train.py"), *arguments, *[*hosts, str(number)] * (processes > 1)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -57,6 +58,11 @@ def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1) ->
         )
         for number in range(processes)
     ]
+
+
+def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1) -> list[subprocess.Popen[str]]:
+    """A short run in a folder."""
+    return begin([*RUN, *options, "--workdir", str(workdir)], processes, devices, QUICK)
 
 
 @contextlib.contextmanager
@@ -229,8 +235,12 @@ def other_devices(rng: np.random.Generator, count: int, tmp: Path) -> Iterator[T
 
 
 def _trained(workdir: Path, devices: int) -> dict[str, np.ndarray]:
-    """The parameters that a run ends with, by name."""
     finished(workdir, *SHORT, devices=devices)
+    return params(workdir)
+
+
+def params(workdir: Path) -> dict[str, np.ndarray]:
+    """The parameters that a run ended with, by name."""
     folder = workdir / "checkpoints"
     last = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     return {name: leaf for name, leaf in checkpoints.read(folder, last).items() if name.startswith("state.params")}
