@@ -22,7 +22,7 @@ RUN = ["--epochs", "400", "--width", "8", "--bound", "ibp", "--robust-examples",
 RUN += ["--holdout", "97", "--points", "60", "--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1"]
 RUN += ["--curve-examples", "0"]
 QUICK = "--xla_backend_optimization_level=0"  # compiling takes longer than all that runs
-CLOCK = {"seconds", "examples_per_second"}
+CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 
 
 def start(workdir: Path) -> subprocess.Popen[str]:

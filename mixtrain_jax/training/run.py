@@ -7,8 +7,9 @@ import functools
 import io
 import json
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from mixtrain_jax.fingerprints import fingerprint, leaf_name
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Feed, indices, make_feed
+from mixtrain_jax.training.pace import Pace
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
@@ -240,48 +242,51 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     compile_steps(setup)
     measure(state)
     log_every = max(1, total // config.points)
-    started = logged = saved_at = time.monotonic()
-    logged_step, agree = first, parallel.agreement(setup.mesh)
+    pace, agree, saved_at = Pace(spent), parallel.agreement(setup.mesh), time.monotonic()
     for step, (batch, pool) in enumerate(setup.feed(first, total), first):
         with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
             clean = steps.clean(state, batch) if has_clean(config) else absent
             robust = steps.robust(state, pool) if has_robust(config, step) else absent
             state = steps.update(state, clean, robust)
-        done, now = step + 1, time.monotonic()
+        pace.follow(clean.loss if robust is absent else robust.loss)
+        done = step + 1
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
-            now = time.monotonic()
-            row = log_row(setup, state, measure(state), done)
-            row["seconds"] = spent + now - started
-            row["examples_per_second"] = (done - logged_step) * config.batch_size / (now - logged)
-            measuring = time.monotonic() - now
-            left = ((now - started) / (done - first) + measuring / log_every) * (total - done)
-            display.row({**row, "seconds_left": left}, last=done == total)
-            parallel.alone(functools.partial(folder.append_metrics, row))
-            if best and row["eps"] == setup.eps(total) and row["heldout_verified_accuracy"] >= best.verified:
-                verified = np.float64(row["heldout_verified_accuracy"])
-                best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
-            if config.target_on == "heldout" and row["clean_accuracy"] is not None:
-                lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
-                state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
-            # Measuring is no part of the time of training, nor is saving.
-            started, now = started + measuring, now + measuring
-            zeros = parallel.put(Totals.zeros(), setup.mesh, "replicated")
-            state, logged, logged_step = state._replace(totals=zeros), now, done
+            row = pace.rates(config.batch_size)
+            with pace.paused():
+                began = time.monotonic()
+                row = {**log_row(setup, state, measure(state), done), **row}
+                measuring = time.monotonic() - began
+                left = ((row["seconds"] - spent) / (done - first) + measuring / log_every) * (total - done)
+                display.row({**row, "seconds_left": left}, last=done == total)
+                parallel.alone(functools.partial(folder.append_metrics, row))
+                state, best = after_row(setup, row, state, best)
         # The number of a signal, or 1 to save: any process may be told to stop, and process 0 has the clock.
-        late = now - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
+        late = time.monotonic() - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
         verdict = agree(stop.signal or int(late))
         if verdict or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
-            now = time.monotonic()
-            saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
-            save(checkpoints, saved, wait=verdict > 1 or done == total)
+            saved = Saved(np.int64(done), np.float64(pace.seconds()), state, best)
+            with pace.paused():
+                save(checkpoints, saved, wait=verdict > 1 or done == total)
             saved_at = time.monotonic()
-            started += saved_at - now
         if verdict > 1 and done < total:
             raise stop.error(verdict, f"step {done} of {total} is saved")
     return saved
+
+
+def after_row(
+    setup: Setup, row: dict[str, Any], state: TrainState, best: Best | None
+) -> tuple[TrainState, Best | None]:
+    """The state with what the row tells it and new sums, and the best state so far."""
+    if best and row["eps"] == setup.eps(setup.total_steps) and row["heldout_verified_accuracy"] >= best.verified:
+        verified = np.float64(row["heldout_verified_accuracy"])
+        best = Best(np.int64(row["step"]), verified, jax.tree.map(jnp.copy, state.params))
+    if setup.config.target_on == "heldout" and row["clean_accuracy"] is not None:
+        lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
+        state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
+    return state._replace(totals=parallel.put(Totals.zeros(), setup.mesh, "replicated")), best
 
 
 def save(checkpoints: Checkpoints, saved: Saved, *, wait: bool) -> None:
@@ -530,6 +535,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "method": ", ".join(config.certify),
         "attack": f"PGD {config.attack_steps} steps x {config.attack_restarts} starts",
         "seconds": float(saved.seconds),
+        "step_seconds": parallel.led(lambda: median_step(folder.metrics())),
         "certify_seconds": time.monotonic() - started,
         "seed": config.seed,
         "test_examples": len(dataset.test),
@@ -550,6 +556,12 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
 
     parallel.alone(write)
     return summary
+
+
+def median_step(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds of a step: the median of the medians of the rows; None where those are of an earlier version."""
+    medians = [row["step_seconds"][0] for row in rows if "step_seconds" in row]
+    return statistics.median(medians) if medians else None
 
 
 def certificates(evaluation: certify.Evaluation, split: data.Split) -> bytes:
