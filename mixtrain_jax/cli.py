@@ -64,10 +64,12 @@ def train(arguments: Sequence[str], configs: Path) -> int:
         config, workdir, data_dir, hosts = parse(list(arguments), configs)
         # Not before the arguments are known to be good: these imports take seconds.
         from mixtrain_jax import parallel
+        from mixtrain_jax.compilation import keep_compiled
         from mixtrain_jax.report.display import Display
         from mixtrain_jax.training.run import run
 
         first = parallel.initialize(*hosts)
+        keep_compiled()
         with Display(quiet=not first) as display:
             run(config, workdir, display, data_dir)
         return 0
@@ -115,8 +117,10 @@ def judge(arguments: Sequence[str]) -> int:
           per_example: Whether an imported model takes one image, not a batch.
         """
         from mixtrain_jax import judging  # takes seconds
+        from mixtrain_jax.compilation import keep_compiled
         from mixtrain_jax.report.display import Display
 
+        keep_compiled()
         source = judging.Source(model, data, data_dir, params, per_example)
         with Display() as display:
             judging.judge(
