@@ -13,15 +13,16 @@ def keep_compiled() -> Path | None:
 
     On accelerators alone. XLA:CPU logs an error for every program that it reads on processors with tuning flags, and
     compiles it anew (jax issue 38445); and what one machine kept in a shared home another may not be able to run.
-    Whoever names a folder, in `JAX_COMPILATION_CACHE_DIR` or the config of jax, gets that one on every backend; an empty
-    name, or `JAX_ENABLE_COMPILATION_CACHE=false`, is for none.
+    Whoever names a folder, in `JAX_COMPILATION_CACHE_DIR` or the config of jax, gets that one on every backend; an
+    empty name, or `JAX_ENABLE_COMPILATION_CACHE=false`, is for none.
 
     Returns:
       The folder; None where jax keeps what it kept before, also where the folder cannot be used.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
-        return None
-    if jax.default_backend() == "cpu":
+    named, enabled = (
+        getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    )
+    if named is not None or not enabled or jax.default_backend() == "cpu":
         return None
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixtrain_jax" / "xla"

@@ -1,12 +1,29 @@
 """What makes training fast: programs ahead of the device, many steps a program, half precision, traces."""
 
+import dataclasses
+import functools
+import io
+import signal
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
+from mixtrain_jax import data, mixing, parallel
+from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.config import Config
+from mixtrain_jax.data import Streamed
+from mixtrain_jax.errors import PreemptedError
+from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import pace as pace_module
+from mixtrain_jax.training import run
 from mixtrain_jax.training.pace import AHEAD, Pace
+from mixtrain_jax.training.rundir import RunDir
+from mixtrain_jax.training.signals import Stop
 
 
 class Device:
@@ -65,3 +82,128 @@ def test_percentiles_are_of_the_steps_since_the_last_row_without_pauses(monkeypa
         device.now += 1000
     pace.follow(device.dispatch(0, host=5.0))
     np.testing.assert_allclose(pace.rates(7)["step_seconds"], 4.0)  # too few: their mean
+
+
+# On another schedule sums are taken in another order: an error of some units in the last place of each gradient
+# (2**-24), which 20 steps of Adam of at most 0.005 cannot make larger than this.
+CLOSE = 2e-5
+STEPS, MANY = 20, 8
+TINY = {"width": 8, "batch_size": 50, "robust_examples": 5, "epochs": 1, "holdout": 97, "measure": 50}
+ALL_AT_ONCE = {"robust_probability": 0.5, "subsample": "epoch", "flip": True, "crop": 1, "replace": True}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than all that runs
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def prepared(devices=1, streamed=False, **fields):
+    dataset = data.load("digits")
+    if streamed:
+        split = dataset.train
+        dataset = dataclasses.replace(dataset, train=Streamed(split.take, 0, len(split), split.levels))
+    return run.prepare(Config(**{**TINY, **fields}), dataset, parallel.data_mesh(jax.devices()[:devices]))
+
+
+def trained(setup, last=STEPS, first=0, state=None):
+    state = jax.tree.map(jnp.copy, setup.initial if state is None else state)
+    taken = []
+    for steps, dispatch in run.dispatches(setup, state, first, last):
+        state, loss = dispatch(state)
+        taken.append(steps)
+    assert np.isfinite(loss)
+    return state, taken
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(parallel.fetch(tree))]
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=CLOSE), *parallel.fetch((a, b)))
+
+
+@pytest.mark.parametrize(
+    ("devices", "streamed", "fields"),
+    [(1, False, {}), (1, True, ALL_AT_ONCE), (4, False, ALL_AT_ONCE), (4, True, {"params": "fsdp", "width": 1024})],
+    ids=["in memory", "streamed, some without a robust loss", "four devices", "four devices, split, streamed"],
+)
+def test_many_steps_in_a_program_are_those_of_single_ones(devices, streamed, fields):
+    """And the program is traced once, or the second one would be an error."""
+    if streamed:
+        pytest.importorskip("grain")
+    one, taken = trained(prepared(devices, streamed, **fields))
+    assert taken == [1] * STEPS
+    many, taken = trained(prepared(devices, streamed, **fields, steps_per_dispatch=MANY))
+    assert taken == [MANY, MANY, 1, 1, 1, 1]
+    close(one.params, many.params)
+    initial = prepared(devices, streamed, **fields).initial.params
+    moves = jax.tree.map(lambda a, b: np.abs(a - b).max(), *parallel.fetch((one.params, initial)))
+    assert max(jax.tree.leaves(moves)) > 0.02
+    # Another subsample has another robust loss.
+    means = [parallel.fetch(state.totals).means() for state in (one, many)]
+    np.testing.assert_allclose(*([mean[name] for name in ("clean_loss", "robust_loss")] for mean in means), rtol=1e-4)
+    assert int(many.step) == STEPS
+
+
+def nan_at(*steps):
+    at = jnp.asarray(steps)
+    return lambda config, total: mixing.schedule(lambda now: jnp.where((now == at).any(), jnp.nan, 1.0))
+
+
+def test_steps_that_are_not_finite_are_skipped_within_a_program(monkeypatch):
+    monkeypatch.setattr(run, "make_rule", nan_at(3, 9, 10))
+    states = [trained(prepared.__wrapped__(bad_steps=2, steps_per_dispatch=many))[0] for many in (1, MANY)]
+    close(states[0].params, states[1].params)
+    assert [tuple(map(int, (s.step, s.bad.skipped, s.bad.step, s.totals.steps))) for s in states] == [
+        (20, 3, 10, 17)
+    ] * 2
+
+
+def display():
+    return Display(Console(file=io.StringIO(), width=200))
+
+
+def whole_run(path, stop=None, **fields):
+    setup, folder = prepared(**{"epochs": 1, "checkpoint_seconds": 0.0, "points": 3, **fields}), RunDir(path)
+    stop = stop or Stop()
+    with folder.opened(setup.config):
+        saved = run.train(
+            setup._replace(initial=jax.tree.map(jnp.copy, setup.initial)),
+            folder,
+            Checkpoints(folder.checkpoints),
+            stop,
+            display(),
+        )
+    return fingerprint(saved.state), [row["step"] for row in folder.metrics()]
+
+
+def test_rows_and_stops_come_between_programs_and_a_resumed_run_has_the_same_bits(tmp_path):
+    uninterrupted = whole_run(tmp_path / "whole", steps_per_dispatch=5)
+    assert uninterrupted[1] == [5, 10, 15, 20, 24]
+    stop = Stop()
+    stop.signal = signal.SIGTERM
+    for at in (5, 10):
+        with pytest.raises(PreemptedError, match=f"step {at} of 24 is saved"):
+            whole_run(tmp_path / "stopped", stop, steps_per_dispatch=5)
+    assert whole_run(tmp_path / "stopped", steps_per_dispatch=5) == uninterrupted
+
+
+def test_all_programs_are_compiled_before_training_starts():
+    for many, expected in ((1, [0, 1]), (5, [1, 1]), (6, [1, 0]), (100, [0, 1])):
+        setup, calls = prepared(steps_per_dispatch=many), {"program": 0, "update": 0}
+
+        def counted(name, f, calls=calls):
+            def call(*args):
+                calls[name] += 1
+                return f(*args)
+
+            return call
+
+        steps = setup.steps._replace(update=counted("update", setup.steps.update))
+        run.compile_steps(setup._replace(steps=steps, program=counted("program", setup.program)))
+        assert list(calls.values()) == expected, many

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +28,17 @@ from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import fingerprint, leaf_name
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training.feed import Feed, indices, make_feed
+from mixtrain_jax.training.feed import Examples, Feed, indices, make_feed
 from mixtrain_jax.training.pace import Pace
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, make_steps
+from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, jit_once, make_steps
+
+# (state, data of the feed, what it handed over for each step, which have a robust loss) -> (state, last loss)
+Program = Callable[[TrainState, Any, tuple[Any, ...], np.ndarray], tuple[TrainState, jax.Array]]
+# state -> (state, a loss that is known once it is)
+Dispatch = Callable[[TrainState], tuple[TrainState, jax.Array]]
 
 
 class Best(NamedTuple):
@@ -62,6 +68,7 @@ class Setup(NamedTuple):
     apply: Apply
     feed: Feed
     steps: Steps
+    program: Program  # of several steps at once
     rule: mixing.MixRule
     eps: optax.Schedule
     total_steps: int
@@ -186,7 +193,10 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
     )
     initial = parallel.put(initial, mesh, config.params)
     feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1), mesh)
-    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, mesh, initial)
+    program = make_program(config, steps, feed, mesh)
+    return Setup(
+        config, dataset, train_split, heldout, apply, feed, steps, program, rule, eps, total_steps, mesh, initial
+    )
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
@@ -231,25 +241,23 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
       PreemptedError, InterruptedRunError: after a signal, once the state is saved.
       CheckpointError: where a checkpoint cannot be written or none can be read.
     """
-    config, steps, total = setup.config, setup.steps, setup.total_steps
+    config, total = setup.config, setup.total_steps
     saved = restore(setup, checkpoints, display)
     state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
     parallel.alone(lambda: folder.rewind_metrics(first))
     if first >= total:
         return saved
-    measure, absent = make_measure(setup), steps.absent(state)
+    measure = make_measure(setup)
     display.note(f"Compiling. Clean and verified accuracy below are of {measured(setup)} held-out examples.")
     compile_steps(setup)
     measure(state)
-    log_every = max(1, total // config.points)
-    pace, agree, saved_at = Pace(spent), parallel.agreement(setup.mesh), time.monotonic()
-    for step, (batch, pool) in enumerate(setup.feed(first, total), first):
+    log_every = max(1, total // config.points // (many := config.steps_per_dispatch)) * many
+    done, pace, agree, saved_at = first, Pace(spent), parallel.agreement(setup.mesh), time.monotonic()
+    for taken, dispatch in dispatches(setup, state, first, total):
         with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
-            clean = steps.clean(state, batch) if has_clean(config) else absent
-            robust = steps.robust(state, pool) if has_robust(config, step) else absent
-            state = steps.update(state, clean, robust)
-        pace.follow(clean.loss if robust is absent else robust.loss)
-        done = step + 1
+            state, loss = dispatch(state)
+        pace.follow(loss, taken)
+        done += taken
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
@@ -416,13 +424,68 @@ def number(x: Any) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+def make_program(config: Config, steps: Steps, feed: Feed, mesh: Mesh) -> Program:
+    """Compile `steps_per_dispatch` steps as one program, so that the host hands over many at a time."""
+    sometimes = 0 < robust_share(config) < 1
+
+    def program(
+        state: TrainState, data: Any, handed: tuple[Any, ...], with_robust: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        def step(state: TrainState, given: tuple[Any, jax.Array]) -> tuple[TrainState, jax.Array]:
+            batch, pool = feed.make(data, given[0])
+            return steps.whole(state, batch, pool, has_clean(config), given[1] if sometimes else has_robust(config))
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *handed)
+        state, losses = jax.lax.scan(step, state, (stacked, with_robust))
+        return state, losses[-1]
+
+    return parallel.settled(jit_once(program, donate_argnums=0), mesh)
+
+
+def dispatches(setup: Setup, state: TrainState, first: int, last: int) -> Iterator[tuple[int, Dispatch]]:
+    """The programs that take the steps `first` to `last - 1`, each with the number of its steps.
+
+    All are of `steps_per_dispatch` steps but for the rest at the end, whose steps are taken one by one.
+
+    Args:
+      setup: the run.
+      state: any state of it, for its shapes.
+      first: the first step.
+      last: the step behind the last one.
+    """
+    config, steps, many = setup.config, setup.steps, setup.config.steps_per_dispatch
+    rest = last - (last - first) % many if many > 1 else first
+    read, absent = setup.feed.read(first, rest), steps.absent(state)
+    for at in range(first, rest, many):
+        handed = tuple(itertools.islice(read, many))
+        with_robust = np.array([has_robust(config, step) for step in range(at, at + many)])
+
+        def several(state: TrainState, handed: Any = handed, flags: np.ndarray = with_robust) -> Any:
+            return setup.program(state, setup.feed.data, handed, flags)
+
+        yield many, several
+    for step, examples in enumerate(setup.feed(rest, last), rest):
+
+        def single(state: TrainState, step: int = step, examples: Examples = examples) -> Any:
+            clean = steps.clean(state, examples.batch) if has_clean(config) else absent
+            robust = steps.robust(state, examples.pool) if has_robust(config, step) else absent
+            return steps.update(state, clean, robust), clean.loss if robust is absent else robust.loss
+
+        yield 1, single
+
+
 def compile_steps(setup: Setup) -> None:
-    """Run every step once on a copy of the first state, so that compilation is no part of the time of training."""
-    state = jax.tree.map(jnp.copy, setup.initial)
-    for batch, pool in setup.feed(0, 1):
-        clean = setup.steps.clean(state, batch) if has_clean(setup.config) else setup.steps.absent(state)
-        robust = setup.steps.robust(state, pool) if has_robust(setup.config) else setup.steps.absent(state)
-        jax.block_until_ready(setup.steps.update(state, clean, robust))
+    """Run every program once on a copy of the first state, so that compilation is no part of the time of training."""
+    config, many = setup.config, setup.config.steps_per_dispatch
+    if 1 < many <= setup.total_steps:
+        _, dispatch = next(dispatches(setup, setup.initial, 0, many))
+        jax.block_until_ready(dispatch(jax.tree.map(jnp.copy, setup.initial)))
+    if many == 1 or setup.total_steps % many:
+        state = jax.tree.map(jnp.copy, setup.initial)
+        for batch, pool in setup.feed(0, 1):
+            clean = setup.steps.clean(state, batch) if has_clean(config) else setup.steps.absent(state)
+            robust = setup.steps.robust(state, pool) if has_robust(config) else setup.steps.absent(state)
+            jax.block_until_ready(setup.steps.update(state, clean, robust))
 
 
 def has_clean(config: Config) -> bool:
@@ -432,9 +495,14 @@ def has_clean(config: Config) -> bool:
     )
 
 
+def robust_share(config: Config) -> float:
+    """Share of the steps that have a robust loss."""
+    return {"standard": 0.0, "pgd": 1.0}.get(config.trainer, config.robust_probability)
+
+
 def has_robust(config: Config, step: int | None = None) -> bool:
     """Whether a step has a robust loss, a pure function of the seed and the step; without one, whether any has."""
-    share = {"standard": 0.0, "pgd": 1.0}.get(config.trainer, config.robust_probability)
+    share = robust_share(config)
     if share in (0.0, 1.0) or step is None:
         return share > 0
     return bool(np.random.default_rng([config.seed, step, 1]).random() < share)

@@ -88,6 +88,8 @@ class Steps(NamedTuple):
     robust: Callable[[TrainState, Batch], Part]  # of k examples of what it is given
     update: Callable[[TrainState, Part, Part], TrainState]
     absent: Callable[[TrainState], Part]  # stands for a part that a step does without
+    # (state, batch, pool, whether clean, whether robust) -> (state, loss); a step to be compiled with others
+    whole: Callable[[TrainState, Batch, Batch, bool, bool | jax.Array], tuple[TrainState, jax.Array]]
 
 
 def make_steps(
@@ -204,8 +206,18 @@ def make_steps(
         zero = jnp.zeros((), jnp.float32)
         return parallel.pin(Part(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
 
+    def whole(
+        state: TrainState, batch: Batch, pool: Batch, with_clean: bool, with_robust: bool | jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        one = clean(state, batch) if with_clean else absent(state)
+        if isinstance(with_robust, bool):
+            other = robust(state, pool) if with_robust else absent(state)
+        else:
+            other = jax.lax.cond(with_robust, lambda: robust(state, pool), lambda: absent(state))
+        return update(state, one, other), one.loss + other.loss
+
     jitted = (jit_once(clean), jit_once(robust), jit_once(update, donate_argnums=0), jax.jit(absent))
-    return Steps(*(parallel.settled(step, mesh) for step in jitted))
+    return Steps(*(parallel.settled(step, mesh) for step in jitted), whole=whole)
 
 
 def jit_once(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
