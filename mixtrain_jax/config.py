@@ -106,6 +106,8 @@ class Config:
     """Starts of the PGD attack; 1 to 1000."""
     curve_examples: Annotated[int, Range(0)] = 500
     """Test images that the curve of accuracy against the radius is drawn from, the first so many, 0 for no curve; at least 0."""  # noqa: E501  a line of help
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Floats that the clean loss is computed in, and the attack of the trainer pgd; parameters, sound bounds and all that is measured stay float32."""  # noqa: E501  a line of help
     params: Literal["replicated", "fsdp"] = "replicated"
     """Where there are several devices: replicated, parameters and optimizer state whole on each; fsdp, their large arrays split among them."""  # noqa: E501  a line of help
     points: Annotated[int, Range(1, 10**6)] = 40

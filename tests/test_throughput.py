@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import gzip
 import io
+import json
+import re
 import signal
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mixtrain_jax import data, mixing, parallel
+from mixtrain_jax import data, mixing, models, parallel
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.data import Streamed
@@ -24,6 +27,7 @@ from mixtrain_jax.training import run
 from mixtrain_jax.training.pace import AHEAD, Pace
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
+from mixtrain_jax.training.steps import computed_in
 
 
 class Device:
@@ -129,8 +133,8 @@ def close(a, b):
 
 @pytest.mark.parametrize(
     ("devices", "streamed", "fields"),
-    [(1, False, {}), (1, True, ALL_AT_ONCE), (4, False, ALL_AT_ONCE), (4, True, {"params": "fsdp", "width": 1024})],
-    ids=["in memory", "streamed, some without a robust loss", "four devices", "four devices, split, streamed"],
+    [(1, False, {}), (1, True, ALL_AT_ONCE), (4, True, {**ALL_AT_ONCE, "params": "fsdp", "width": 1024})],
+    ids=["in memory", "streamed, some without a robust loss", "the same, split over four devices"],
 )
 def test_many_steps_in_a_program_are_those_of_single_ones(devices, streamed, fields):
     """And the program is traced once, or the second one would be an error."""
@@ -157,7 +161,8 @@ def nan_at(*steps):
 
 def test_steps_that_are_not_finite_are_skipped_within_a_program(monkeypatch):
     monkeypatch.setattr(run, "make_rule", nan_at(3, 9, 10))
-    states = [trained(prepared.__wrapped__(bad_steps=2, steps_per_dispatch=many))[0] for many in (1, MANY)]
+    fields = {"trainer": "standard", "bad_steps": 2}
+    states = [trained(prepared.__wrapped__(**fields, steps_per_dispatch=many))[0] for many in (1, MANY)]
     close(states[0].params, states[1].params)
     assert [tuple(map(int, (s.step, s.bad.skipped, s.bad.step, s.totals.steps))) for s in states] == [
         (20, 3, 10, 17)
@@ -168,34 +173,31 @@ def display():
     return Display(Console(file=io.StringIO(), width=200))
 
 
-def whole_run(path, stop=None, **fields):
-    setup, folder = prepared(**{"epochs": 1, "checkpoint_seconds": 0.0, "points": 3, **fields}), RunDir(path)
-    stop = stop or Stop()
+FIVE = {"steps_per_dispatch": 5, "checkpoint_seconds": 0.0, "points": 3}
+
+
+def whole_run(path, stop=None):
+    setup, folder = prepared(**FIVE), RunDir(path)
+    setup = setup._replace(initial=jax.tree.map(jnp.copy, setup.initial))  # training takes its memory
     with folder.opened(setup.config):
-        saved = run.train(
-            setup._replace(initial=jax.tree.map(jnp.copy, setup.initial)),
-            folder,
-            Checkpoints(folder.checkpoints),
-            stop,
-            display(),
-        )
+        saved = run.train(setup, folder, Checkpoints(folder.checkpoints), stop or Stop(), display())
     return fingerprint(saved.state), [row["step"] for row in folder.metrics()]
 
 
 def test_rows_and_stops_come_between_programs_and_a_resumed_run_has_the_same_bits(tmp_path):
-    uninterrupted = whole_run(tmp_path / "whole", steps_per_dispatch=5)
+    uninterrupted = whole_run(tmp_path / "whole")
     assert uninterrupted[1] == [5, 10, 15, 20, 24]
     stop = Stop()
     stop.signal = signal.SIGTERM
     for at in (5, 10):
         with pytest.raises(PreemptedError, match=f"step {at} of 24 is saved"):
-            whole_run(tmp_path / "stopped", stop, steps_per_dispatch=5)
-    assert whole_run(tmp_path / "stopped", steps_per_dispatch=5) == uninterrupted
+            whole_run(tmp_path / "stopped", stop)
+    assert whole_run(tmp_path / "stopped") == uninterrupted
 
 
 def test_all_programs_are_compiled_before_training_starts():
-    for many, expected in ((1, [0, 1]), (5, [1, 1]), (6, [1, 0]), (100, [0, 1])):
-        setup, calls = prepared(steps_per_dispatch=many), {"program": 0, "update": 0}
+    for fields, expected in (({}, [0, 1]), (FIVE, [1, 1]), ({"steps_per_dispatch": MANY}, [1, 0])):
+        setup, calls = prepared(**fields), {"program": 0, "update": 0}
 
         def counted(name, f, calls=calls):
             def call(*args):
@@ -206,4 +208,60 @@ def test_all_programs_are_compiled_before_training_starts():
 
         steps = setup.steps._replace(update=counted("update", setup.steps.update))
         run.compile_steps(setup._replace(steps=steps, program=counted("program", setup.program)))
-        assert list(calls.values()) == expected, many
+        assert list(calls.values()) == expected, fields
+
+
+def clean_and_robust(**fields):
+    """Gradients of the first step, and its two programs before XLA sees them."""
+    setup = prepared.__wrapped__(**fields)
+    (batch, pool), state = next(iter(setup.feed(0, 1))), setup.initial
+    traced = [setup.steps.clean.trace(state, batch), setup.steps.robust.trace(state, pool)]
+    gradients = [setup.steps.clean(state, batch).gradient, setup.steps.robust(state, pool).gradient]
+    return gradients, [str(program.jaxpr) for program in traced]
+
+
+def products(jaxpr):
+    """Element types of the results of all matrix products and convolutions."""
+    return set(re.findall(r"(\w+)\[[\d,]*\] = (?:dot_general|conv_general_dilated)\[", jaxpr))
+
+
+@pytest.mark.parametrize("fields", [{}, {"trainer": "pgd", "train_attack_steps": 1}], ids=["ibp", "pgd"])
+def test_bfloat16_is_for_the_clean_loss_and_attacks_alone(fields):
+    """The step that is a bound has the same bits as without it."""
+    (clean, robust), before = clean_and_robust(**fields)
+    (narrow, other), programs = clean_and_robust(**fields, compute="bfloat16")
+    assert [products(x) for x in before] == [{"f32"}, {"f32"}]
+    assert products(programs[0]) == {"bf16"}
+    for exact, rounded in [(clean, narrow), (robust, other)] if fields else [(clean, narrow)]:
+        assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
+        # Half an ulp is 2**-9; some layers there and back, relative to the largest entry of each leaf.
+        for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+            error = np.abs(a - b).max() / np.abs(a).max()
+            assert 0 < error < 0.1
+    assert ("bf16" in programs[1]) == bool(fields)
+    if not fields:
+        assert bits(other) == bits(robust)
+
+
+def test_convolutions_and_normalization_are_computed_in_bfloat16():
+    network = models.build("small", classes=3, width=4, normalization=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    images = jnp.ones((2, 8, 8, 3))
+    params = jax.eval_shape(network.init, jax.random.key(0), images)
+    with jax.numpy_dtype_promotion("strict"):
+        jaxpr = jax.make_jaxpr(computed_in(network.apply, "bfloat16"))(params, images)
+    assert products(str(jaxpr)) == {"bf16"}
+    assert str(jaxpr).count("conv_general_dilated[") == 2
+    assert [x.dtype for x in jaxpr.out_avals] == [jnp.float32]
+
+
+def test_a_trace_of_some_steps_comes_and_the_run_is_as_without_it(tmp_path):
+    setup, shown = prepared(**FIVE), display()
+    state = jax.tree.map(jnp.copy, setup.initial)
+    before = bits(state)
+    run.trace_steps(setup, state, tmp_path / "profile", shown)
+    assert bits(state) == before
+    assert "Traced 20 steps" in shown.console.file.getvalue()
+    (perfetto,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    assert list(perfetto.parent.glob("*.xplane.pb"))
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]]
+    assert names.count("train") == 4  # programs of five steps

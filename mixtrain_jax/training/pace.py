@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-AHEAD = 8  # programs under way at most: enough to hide what the host does, few enough to hold their batches
+AHEAD = 8  # steps under way at most: enough to hide what the host does, few enough to hold their batches
 
 
 class Pace:
     """Waits for programs of some time ago, and takes the time of training, pauses left out.
 
-    The wait for the program `AHEAD` before the last one never empties the device's queue, so the time from one wait to
-    the next is that of a program, be the host or the device the slower one.
+    To wait for a program that was handed over some programs ago never empties the device's queue, so the time from one
+    wait to the next is that of a program, be the host or the device the slower one.
     """
 
     def __init__(self, spent: float, ahead: int = AHEAD):

@@ -29,11 +29,21 @@ from mixtrain_jax.fingerprints import fingerprint, leaf_name
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Examples, Feed, indices, make_feed
-from mixtrain_jax.training.pace import Pace
+from mixtrain_jax.training.pace import AHEAD, Pace
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, jit_once, make_steps
+from mixtrain_jax.training.steps import (
+    Apply,
+    Batch,
+    Steps,
+    WorstCase,
+    attacked,
+    bounded,
+    computed_in,
+    jit_once,
+    make_steps,
+)
 
 # (state, data of the feed, what it handed over for each step, which have a robust loss) -> (state, last loss)
 Program = Callable[[TrainState, Any, tuple[Any, ...], np.ndarray], tuple[TrainState, jax.Array]]
@@ -76,7 +86,9 @@ class Setup(NamedTuple):
     initial: TrainState
 
 
-def run(config: Config, workdir: Path, display: Display, data_dir: Path | None = None) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, display: Display, data_dir: Path | None = None, *, profile: bool = False
+) -> dict[str, Any]:
     """Train, certify and report; go on where an earlier run of the same config in the same folder stopped.
 
     Args:
@@ -84,6 +96,7 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
       workdir: folder of the run, created if needed.
       display: shows what happens.
       data_dir: folder of prepared data sets, as for `data.load`.
+      profile: whether to trace some steps first, into the folder `profile` of the run.
 
     Returns:
       What is written to `summary.json`.
@@ -99,7 +112,7 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
         if summary is None:
             setup = parallel.together(lambda: prepare(config, data.load(config.data, data_dir, display.progress)))
             checkpoints = parallel.alone(lambda: held.enter_context(Checkpoints(folder.checkpoints)))
-            saved = train(setup, folder, checkpoints, stop, display)
+            saved = train(setup, folder, checkpoints, stop, display, profile=profile)
             summary = finish(setup, saved, folder, stop, display)
         else:
             display.note("This run has ended already; choose another --workdir to run it again.")
@@ -168,8 +181,10 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay),
     )
     rule = make_rule(config, total_steps)
+    narrow = apply if config.compute == "float32" else computed_in(apply, config.compute)
     steps = make_steps(
-        apply,
+        narrow,
+        robust_apply=narrow if config.trainer == "pgd" else apply,
         worst_case=worst_case(config, dataset.domain),
         eps=eps,
         k=config.robust_count(),
@@ -233,7 +248,9 @@ def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
             return mixing.constrained(config.target, tx, start=config.share)
 
 
-def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, display: Display) -> Saved:
+def train(
+    setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, display: Display, *, profile: bool = False
+) -> Saved:
     """Take the steps that are left, logging, measuring and saving on the way.
 
     Raises:
@@ -251,8 +268,12 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
     display.note(f"Compiling. Clean and verified accuracy below are of {measured(setup)} held-out examples.")
     compile_steps(setup)
     measure(state)
-    log_every = max(1, total // config.points // (many := config.steps_per_dispatch)) * many
-    done, pace, agree, saved_at = first, Pace(spent), parallel.agreement(setup.mesh), time.monotonic()
+    if profile:
+        trace_steps(setup, state, folder.path / "profile", display)
+    many = config.steps_per_dispatch
+    log_every = max(1, total // config.points // many) * many
+    pace, agree = Pace(spent, max(1, AHEAD // many)), parallel.agreement(setup.mesh)
+    done, saved_at = first, time.monotonic()
     for taken, dispatch in dispatches(setup, state, first, total):
         with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
             state, loss = dispatch(state)
@@ -488,6 +509,31 @@ def compile_steps(setup: Setup) -> None:
             jax.block_until_ready(setup.steps.update(state, clean, robust))
 
 
+def trace_steps(setup: Setup, state: TrainState, folder: Path, display: Display) -> None:
+    """Trace some twenty steps of a copy of the state, after a few that are not traced; training knows nothing of it.
+
+    Args:
+      setup: the run.
+      state: where the steps start.
+      folder: of the trace. Each process writes its own, named after its host.
+      display: told what to do with it.
+    """
+    many, state = setup.config.steps_per_dispatch, jax.tree.map(jnp.copy, state)
+    before, traced = -(-5 // many), -(-20 // many)  # programs
+    with contextlib.ExitStack() as tracing:
+        for number, (_, dispatch) in enumerate(dispatches(setup, state, 0, (before + traced) * many)):
+            if number == before:
+                jax.block_until_ready(state)
+                tracing.enter_context(jax.profiler.trace(str(folder), create_perfetto_trace=True))
+            with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                state, _ = dispatch(state)
+        jax.block_until_ready(state)
+    display.note(
+        f"Traced {traced * many} steps: `xprof --logdir {folder}` shows them (pip install xprof), and ui.perfetto.dev "
+        "the perfetto_trace.json.gz in there."
+    )
+
+
 def has_clean(config: Config) -> bool:
     """Whether the clean loss weighs anything."""
     return config.trainer == "standard" or not (
@@ -533,7 +579,8 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
     batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]
 
     def measure(state: TrainState) -> tuple[float, float]:
-        found = jax.device_get([correct(state.params, batch) for batch in batches])
+        with jax.default_matmul_precision("highest"):  # as in certification
+            found = jax.device_get([correct(state.params, batch) for batch in batches])
         right, proved = (np.concatenate(parts)[:count].mean() for parts in zip(*found, strict=True))
         return float(right), float(proved)
 
