@@ -515,16 +515,17 @@ def trace_steps(setup: Setup, state: TrainState, folder: Path, display: Display)
     Args:
       setup: the run.
       state: where the steps start.
-      folder: of the trace. Each process writes its own, named after its host.
+      folder: of the trace; where there are several processes, each has a folder in it.
       display: told what to do with it.
     """
     many, state = setup.config.steps_per_dispatch, jax.tree.map(jnp.copy, state)
     before, traced = -(-5 // many), -(-20 // many)  # programs
+    own = folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
     with contextlib.ExitStack() as tracing:
         for number, (_, dispatch) in enumerate(dispatches(setup, state, 0, (before + traced) * many)):
             if number == before:
                 jax.block_until_ready(state)
-                tracing.enter_context(jax.profiler.trace(str(folder), create_perfetto_trace=True))
+                tracing.enter_context(jax.profiler.trace(str(own), create_perfetto_trace=True))
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 state, _ = dispatch(state)
         jax.block_until_ready(state)
