@@ -61,15 +61,17 @@ def train(arguments: Sequence[str], configs: Path) -> int:
     """
 
     def act() -> int:
-        config, workdir, data_dir, hosts = parse(list(arguments), configs)
+        config, workdir, data_dir, hosts, profile = parse(list(arguments), configs)
         # Not before the arguments are known to be good: these imports take seconds.
         from mixtrain_jax import parallel
+        from mixtrain_jax.compilation import keep_compiled
         from mixtrain_jax.report.display import Display
         from mixtrain_jax.training.run import run
 
         first = parallel.initialize(*hosts)
+        keep_compiled()
         with Display(quiet=not first) as display:
-            run(config, workdir, display, data_dir)
+            run(config, workdir, display, data_dir, profile=profile)
         return 0
 
     return _guarded(act)
@@ -115,8 +117,10 @@ def judge(arguments: Sequence[str]) -> int:
           per_example: Whether an imported model takes one image, not a batch.
         """
         from mixtrain_jax import judging  # takes seconds
+        from mixtrain_jax.compilation import keep_compiled
         from mixtrain_jax.report.display import Display
 
+        keep_compiled()
         source = judging.Source(model, data, data_dir, params, per_example)
         with Display() as display:
             judging.judge(
@@ -207,8 +211,8 @@ def _guarded(act: Callable[[], int]) -> int:
         return getattr(error, "exit_code", 2)
 
 
-def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None, Hosts]:
-    """The experiment, its folder, `runs/NAME-DIGEST` unless `--workdir` says otherwise, `--data-dir`, and the hosts.
+def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None, Hosts, bool]:
+    """The experiment, its folder, `runs/NAME-DIGEST` unless `--workdir` says otherwise, and the other options.
 
     Raises:
       ConfigError: where NAME, a field of its file or a value is wrong.
@@ -225,7 +229,8 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
         coordinator: str | None = None,
         processes: int | None = None,
         process: int | None = None,
-    ) -> tuple[Config, Path | None, Path | None, Hosts]:
+        profile: bool = False,
+    ) -> tuple[Config, Path | None, Path | None, Hosts, bool]:
         """Train a network, and prove how robust it is.
 
         Args:
@@ -238,10 +243,11 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
             needed where they find each other: Slurm, Open MPI 4, TPU, indexed jobs of Kubernetes, Ray.
           processes: How many processes there are.
           process: Number of this process, from 0 on.
+          profile: Trace some twenty steps before training starts, into the folder profile of the run.
         """
-        return config, workdir, data_dir, (coordinator, processes, process)
+        return config, workdir, data_dir, (coordinator, processes, process), profile
 
-    config, workdir, data_dir, hosts = tyro.cli(
+    config, workdir, data_dir, hosts, profile = tyro.cli(
         command,
         prog=f"{Path(sys.argv[0]).name} [NAME]",
         description=(
@@ -253,4 +259,4 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
         config=(tyro.conf.FlagConversionOff,),
     )
     workdir = workdir or Path("runs") / f"{Path(name).name.removesuffix('.toml')}-{config.digest()}"
-    return config, workdir, data_dir, hosts
+    return config, workdir, data_dir, hosts, profile

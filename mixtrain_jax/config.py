@@ -106,12 +106,16 @@ class Config:
     """Starts of the PGD attack; 1 to 1000."""
     curve_examples: Annotated[int, Range(0)] = 500
     """Test images that the curve of accuracy against the radius is drawn from, the first so many, 0 for no curve; at least 0."""  # noqa: E501  a line of help
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Floats that the clean loss is computed in, and the attack of the trainer pgd; parameters, sound bounds and all that is measured stay float32."""  # noqa: E501  a line of help
     params: Literal["replicated", "fsdp"] = "replicated"
     """Where there are several devices: replicated, parameters and optimizer state whole on each; fsdp, their large arrays split among them."""  # noqa: E501  a line of help
     points: Annotated[int, Range(1, 10**6)] = 40
     """How often training logs and measures on the held-out examples, over the whole run; 1 to 1000000."""
+    steps_per_dispatch: Annotated[int, Range(1, 10**4)] = 1
+    """Steps that are one compiled program, which saves the host's part of each; rows of the log, checkpoints and stops come at multiples of it; on CPU convolutions are slow in it; 1 to 10000."""  # noqa: E501  a line of help
     checkpoint_seconds: Annotated[float, Range(0)] = 10.0
-    """Seconds between checkpoints, 0 for one every step; at least 0."""
+    """Seconds between checkpoints, 0 for one every step, or every program of steps_per_dispatch; at least 0."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of the initial weights, the data order, the subsamples and the attack; 0 to 4294967295."""
 

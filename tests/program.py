@@ -18,6 +18,7 @@ def environment(devices=1):
     return {
         **kept,
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
         # Compiling takes longer than all that runs.
         "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

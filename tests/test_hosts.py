@@ -20,7 +20,7 @@ TINY = ["--epochs", "8", "--width", "8", "--bound", "ibp", "--batch-size", "50",
 TINY += ["--checkpoint-seconds", "0.2", "--holdout", "97", "--points", "8", "--certify", "ibp", "--attack-steps", "1"]
 TINY += ["--attack-restarts", "1", "--curve-examples", "0"]
 TOTAL = 192
-CLOCK = {"seconds", "examples_per_second"}
+CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 
 
 def outcomes(processes, timeout=120):

@@ -7,7 +7,7 @@ import pytest
 
 SLOW = ["--epochs", "400", "--width", "8", "--bound", "ibp", "--robust-examples", "4", "--checkpoint-seconds", "0.3"]
 SLOW += ["--holdout", "97", "--points", "60", "--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1"]
-CLOCK = {"seconds", "examples_per_second"}
+CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 TOTAL = 3750
 
 

@@ -21,6 +21,7 @@ from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import by_name, fingerprint
 from mixtrain_jax.mixing import MixRule, Weights
 from mixtrain_jax.report.display import Display
+from mixtrain_jax.training import pace
 from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
@@ -604,7 +605,8 @@ def test_the_lead_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
 def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
     """By a clock that only steps move, one second each; the last row is of fewer steps."""
     now = [0.0]
-    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for module in (run_module, pace):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     setup = run_module.prepare(Config(**{**TINY, "epochs": 3, "points": 5}), mesh=ONE)
     steps = setup.steps
 
@@ -620,6 +622,7 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
     assert [row["step"] for row in rows] == [7, 14, 21, 28, 35, 36]
     np.testing.assert_allclose([row["seconds"] for row in rows], [row["step"] for row in rows])
     np.testing.assert_allclose([row["examples_per_second"] for row in rows], 100)
+    np.testing.assert_allclose([row["step_seconds"] for row in rows], np.ones((6, 3)))
 
 
 @pytest.mark.usefixtures("promoting")

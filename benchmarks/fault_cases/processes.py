@@ -31,7 +31,7 @@ QUICK = "--xla_backend_optimization_level=0"  # compiling takes longer than all 
 SHORT = ("--epochs", "40")  # of what runs on several devices or processes
 ROUNDING = 1e-4  # of parameters, after so many steps
 TWO = {"processes": 2, "devices": 2}
-CLOCK = {"seconds", "examples_per_second"}
+CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 
 
 def begin(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,20 @@ class Examples(NamedTuple):
     pool: Batch  # where the robust loss takes its k from
 
 
-Feed = Callable[[int, int], Iterator[Examples]]  # (first step, last step) -> the examples of each in between
+class Feed(NamedTuple):
+    """The examples of any range of steps, called with the first step and the one behind the last.
+
+    What the host does is apart from what devices do, so that many steps can be compiled as one program.
+    """
+
+    read: Callable[[int, int], Iterator[Any]]  # (first step, last step) -> what the host hands over for each
+    make: Callable[[Any, Any], Examples]  # (data, what was handed over) -> examples; pure, to be compiled
+    data: Any  # on the devices all the time
+    compiled: Callable[[Any, Any], Examples]  # `make` alone
+
+    def __call__(self, first: int, last: int) -> Iterator[Examples]:
+        """The examples of each step from `first` to `last - 1`."""
+        return (self.compiled(self.data, handed) for handed in self.read(first, last))
 
 
 def indices(config: Config, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,26 +81,30 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mes
     if isinstance(split, Split):
         resident = parallel.put((split.images, split.labels), mesh, "replicated")
 
-        def gather(data: tuple[jax.Array, jax.Array], order: jax.Array, step: jax.Array) -> Examples:
+        def gather(data: tuple[jax.Array, jax.Array], handed: tuple[jax.Array, jax.Array]) -> Examples:
+            order, step = handed
             where = [parallel.pin(order[rows], mesh, "rows") for rows in parts]
             return examples([(data[0][i], data[1][i]) for i in where], step)
 
-        taken = parallel.settled(jit_once(gather), mesh)
-        return lambda first, last: (taken(resident, plan(step), np.int32(step)) for step in range(first, last))
+        def orders(first: int, last: int) -> Iterator[tuple[np.ndarray, np.int32]]:
+            return ((plan(step), np.int32(step)) for step in range(first, last))
+
+        return Feed(orders, gather, resident, parallel.settled(jit_once(gather), mesh))
 
     from mixtrain_jax.data.stream import stream
 
-    convert = parallel.settled(jit_once(examples), mesh)
     own = [rows[parallel.own_rows(len(rows), mesh)] for rows in parts]  # a process reads what its own devices hold
 
-    def streamed(first: int, last: int) -> Iterator[Examples]:
+    def convert(_: None, handed: tuple[list[tuple[jax.Array, jax.Array]], jax.Array]) -> Examples:
+        return examples(*handed)
+
+    def streamed(first: int, last: int) -> Iterator[tuple[list[tuple[jax.Array, jax.Array]], np.int32]]:
         with stream(split.take, lambda step: plan(step)[np.concatenate(own)], first, last) as batches:
             for step, read in enumerate(batches, first):
                 pieces = zip(*(np.split(array, [len(own[0])]) for array in read), strict=True)
-                found = [parallel.put_own(piece, mesh) for piece in pieces][: len(parts)]
-                yield convert(found, np.int32(step))
+                yield [parallel.put_own(piece, mesh) for piece in pieces][: len(parts)], np.int32(step)
 
-    return streamed
+    return Feed(streamed, convert, None, parallel.settled(jit_once(convert), mesh))
 
 
 def _filled(start: int, size: int, mesh: Mesh) -> np.ndarray:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +28,27 @@ from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import fingerprint, leaf_name
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training.feed import Feed, indices, make_feed
+from mixtrain_jax.training.feed import Examples, Feed, indices, make_feed
+from mixtrain_jax.training.pace import AHEAD, Pace
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Apply, Batch, Steps, WorstCase, attacked, bounded, make_steps
+from mixtrain_jax.training.steps import (
+    Apply,
+    Batch,
+    Steps,
+    WorstCase,
+    attacked,
+    bounded,
+    computed_in,
+    jit_once,
+    make_steps,
+)
+
+# (state, data of the feed, what it handed over for each step, which have a robust loss) -> (state, last loss)
+Program = Callable[[TrainState, Any, tuple[Any, ...], np.ndarray], tuple[TrainState, jax.Array]]
+# state -> (state, a loss that is known once it is)
+Dispatch = Callable[[TrainState], tuple[TrainState, jax.Array]]
 
 
 class Best(NamedTuple):
@@ -60,6 +78,7 @@ class Setup(NamedTuple):
     apply: Apply
     feed: Feed
     steps: Steps
+    program: Program  # of several steps at once
     rule: mixing.MixRule
     eps: optax.Schedule
     total_steps: int
@@ -67,7 +86,9 @@ class Setup(NamedTuple):
     initial: TrainState
 
 
-def run(config: Config, workdir: Path, display: Display, data_dir: Path | None = None) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, display: Display, data_dir: Path | None = None, *, profile: bool = False
+) -> dict[str, Any]:
     """Train, certify and report; go on where an earlier run of the same config in the same folder stopped.
 
     Args:
@@ -75,6 +96,7 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
       workdir: folder of the run, created if needed.
       display: shows what happens.
       data_dir: folder of prepared data sets, as for `data.load`.
+      profile: whether to trace some steps first, into the folder `profile` of the run.
 
     Returns:
       What is written to `summary.json`.
@@ -90,7 +112,7 @@ def run(config: Config, workdir: Path, display: Display, data_dir: Path | None =
         if summary is None:
             setup = parallel.together(lambda: prepare(config, data.load(config.data, data_dir, display.progress)))
             checkpoints = parallel.alone(lambda: held.enter_context(Checkpoints(folder.checkpoints)))
-            saved = train(setup, folder, checkpoints, stop, display)
+            saved = train(setup, folder, checkpoints, stop, display, profile=profile)
             summary = finish(setup, saved, folder, stop, display)
         else:
             display.note("This run has ended already; choose another --workdir to run it again.")
@@ -159,8 +181,10 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay),
     )
     rule = make_rule(config, total_steps)
+    narrow = apply if config.compute == "float32" else computed_in(apply, config.compute)
     steps = make_steps(
-        apply,
+        narrow,
+        robust_apply=narrow if config.trainer == "pgd" else apply,
         worst_case=worst_case(config, dataset.domain),
         eps=eps,
         k=config.robust_count(),
@@ -184,7 +208,10 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
     )
     initial = parallel.put(initial, mesh, config.params)
     feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1), mesh)
-    return Setup(config, dataset, train_split, heldout, apply, feed, steps, rule, eps, total_steps, mesh, initial)
+    program = make_program(config, steps, feed, mesh)
+    return Setup(
+        config, dataset, train_split, heldout, apply, feed, steps, program, rule, eps, total_steps, mesh, initial
+    )
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
@@ -221,7 +248,9 @@ def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
             return mixing.constrained(config.target, tx, start=config.share)
 
 
-def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, display: Display) -> Saved:
+def train(
+    setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, display: Display, *, profile: bool = False
+) -> Saved:
     """Take the steps that are left, logging, measuring and saving on the way.
 
     Raises:
@@ -229,59 +258,64 @@ def train(setup: Setup, folder: RunDir, checkpoints: Checkpoints, stop: Stop, di
       PreemptedError, InterruptedRunError: after a signal, once the state is saved.
       CheckpointError: where a checkpoint cannot be written or none can be read.
     """
-    config, steps, total = setup.config, setup.steps, setup.total_steps
+    config, total = setup.config, setup.total_steps
     saved = restore(setup, checkpoints, display)
     state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
     parallel.alone(lambda: folder.rewind_metrics(first))
     if first >= total:
         return saved
-    measure, absent = make_measure(setup), steps.absent(state)
+    measure = make_measure(setup)
     display.note(f"Compiling. Clean and verified accuracy below are of {measured(setup)} held-out examples.")
     compile_steps(setup)
     measure(state)
-    log_every = max(1, total // config.points)
-    started = logged = saved_at = time.monotonic()
-    logged_step, agree = first, parallel.agreement(setup.mesh)
-    for step, (batch, pool) in enumerate(setup.feed(first, total), first):
+    if profile:
+        trace_steps(setup, state, folder.path / "profile", display)
+    many = config.steps_per_dispatch
+    log_every = max(1, total // config.points // many) * many
+    pace, agree = Pace(spent, max(1, AHEAD // many)), parallel.agreement(setup.mesh)
+    done, saved_at = first, time.monotonic()
+    for taken, dispatch in dispatches(setup, state, first, total):
         with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
-            clean = steps.clean(state, batch) if has_clean(config) else absent
-            robust = steps.robust(state, pool) if has_robust(config, step) else absent
-            state = steps.update(state, clean, robust)
-        done, now = step + 1, time.monotonic()
+            state, loss = dispatch(state)
+        pace.follow(loss, taken)
+        done += taken
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
-            now = time.monotonic()
-            row = log_row(setup, state, measure(state), done)
-            row["seconds"] = spent + now - started
-            row["examples_per_second"] = (done - logged_step) * config.batch_size / (now - logged)
-            measuring = time.monotonic() - now
-            left = ((now - started) / (done - first) + measuring / log_every) * (total - done)
-            display.row({**row, "seconds_left": left}, last=done == total)
-            parallel.alone(functools.partial(folder.append_metrics, row))
-            if best and row["eps"] == setup.eps(total) and row["heldout_verified_accuracy"] >= best.verified:
-                verified = np.float64(row["heldout_verified_accuracy"])
-                best = Best(np.int64(done), verified, jax.tree.map(jnp.copy, state.params))
-            if config.target_on == "heldout" and row["clean_accuracy"] is not None:
-                lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
-                state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
-            # Measuring is no part of the time of training, nor is saving.
-            started, now = started + measuring, now + measuring
-            zeros = parallel.put(Totals.zeros(), setup.mesh, "replicated")
-            state, logged, logged_step = state._replace(totals=zeros), now, done
+            row = pace.rates(config.batch_size)
+            with pace.paused():
+                began = time.monotonic()
+                row = {**log_row(setup, state, measure(state), done), **row}
+                measuring = time.monotonic() - began
+                left = ((row["seconds"] - spent) / (done - first) + measuring / log_every) * (total - done)
+                display.row({**row, "seconds_left": left}, last=done == total)
+                parallel.alone(functools.partial(folder.append_metrics, row))
+                state, best = after_row(setup, row, state, best)
         # The number of a signal, or 1 to save: any process may be told to stop, and process 0 has the clock.
-        late = now - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
+        late = time.monotonic() - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
         verdict = agree(stop.signal or int(late))
         if verdict or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
-            now = time.monotonic()
-            saved = Saved(np.int64(done), np.float64(spent + now - started), state, best)
-            save(checkpoints, saved, wait=verdict > 1 or done == total)
+            saved = Saved(np.int64(done), np.float64(pace.seconds()), state, best)
+            with pace.paused():
+                save(checkpoints, saved, wait=verdict > 1 or done == total)
             saved_at = time.monotonic()
-            started += saved_at - now
         if verdict > 1 and done < total:
             raise stop.error(verdict, f"step {done} of {total} is saved")
     return saved
+
+
+def after_row(
+    setup: Setup, row: dict[str, Any], state: TrainState, best: Best | None
+) -> tuple[TrainState, Best | None]:
+    """The state with what the row tells it and new sums, and the best state so far."""
+    if best and row["eps"] == setup.eps(setup.total_steps) and row["heldout_verified_accuracy"] >= best.verified:
+        verified = np.float64(row["heldout_verified_accuracy"])
+        best = Best(np.int64(row["step"]), verified, jax.tree.map(jnp.copy, state.params))
+    if setup.config.target_on == "heldout" and row["clean_accuracy"] is not None:
+        lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
+        state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
+    return state._replace(totals=parallel.put(Totals.zeros(), setup.mesh, "replicated")), best
 
 
 def save(checkpoints: Checkpoints, saved: Saved, *, wait: bool) -> None:
@@ -411,13 +445,94 @@ def number(x: Any) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+def make_program(config: Config, steps: Steps, feed: Feed, mesh: Mesh) -> Program:
+    """Compile `steps_per_dispatch` steps as one program, so that the host hands over many at a time."""
+    sometimes = 0 < robust_share(config) < 1
+
+    def program(
+        state: TrainState, data: Any, handed: tuple[Any, ...], with_robust: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        def step(state: TrainState, given: tuple[Any, jax.Array]) -> tuple[TrainState, jax.Array]:
+            batch, pool = feed.make(data, given[0])
+            return steps.whole(state, batch, pool, has_clean(config), given[1] if sometimes else has_robust(config))
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *handed)
+        state, losses = jax.lax.scan(step, state, (stacked, with_robust))
+        return state, losses[-1]
+
+    return parallel.settled(jit_once(program, donate_argnums=0), mesh)
+
+
+def dispatches(setup: Setup, state: TrainState, first: int, last: int) -> Iterator[tuple[int, Dispatch]]:
+    """The programs that take the steps `first` to `last - 1`, each with the number of its steps.
+
+    All are of `steps_per_dispatch` steps but for the rest at the end, whose steps are taken one by one.
+
+    Args:
+      setup: the run.
+      state: any state of it, for its shapes.
+      first: the first step.
+      last: the step behind the last one.
+    """
+    config, steps, many = setup.config, setup.steps, setup.config.steps_per_dispatch
+    rest = last - (last - first) % many if many > 1 else first
+    read, absent = setup.feed.read(first, rest), steps.absent(state)
+    for at in range(first, rest, many):
+        handed = tuple(itertools.islice(read, many))
+        with_robust = np.array([has_robust(config, step) for step in range(at, at + many)])
+
+        def several(state: TrainState, handed: Any = handed, flags: np.ndarray = with_robust) -> Any:
+            return setup.program(state, setup.feed.data, handed, flags)
+
+        yield many, several
+    for step, examples in enumerate(setup.feed(rest, last), rest):
+
+        def single(state: TrainState, step: int = step, examples: Examples = examples) -> Any:
+            clean = steps.clean(state, examples.batch) if has_clean(config) else absent
+            robust = steps.robust(state, examples.pool) if has_robust(config, step) else absent
+            return steps.update(state, clean, robust), clean.loss if robust is absent else robust.loss
+
+        yield 1, single
+
+
 def compile_steps(setup: Setup) -> None:
-    """Run every step once on a copy of the first state, so that compilation is no part of the time of training."""
-    state = jax.tree.map(jnp.copy, setup.initial)
-    for batch, pool in setup.feed(0, 1):
-        clean = setup.steps.clean(state, batch) if has_clean(setup.config) else setup.steps.absent(state)
-        robust = setup.steps.robust(state, pool) if has_robust(setup.config) else setup.steps.absent(state)
-        jax.block_until_ready(setup.steps.update(state, clean, robust))
+    """Run every program once on a copy of the first state, so that compilation is no part of the time of training."""
+    config, many = setup.config, setup.config.steps_per_dispatch
+    if 1 < many <= setup.total_steps:
+        _, dispatch = next(dispatches(setup, setup.initial, 0, many))
+        jax.block_until_ready(dispatch(jax.tree.map(jnp.copy, setup.initial)))
+    if many == 1 or setup.total_steps % many:
+        state = jax.tree.map(jnp.copy, setup.initial)
+        for batch, pool in setup.feed(0, 1):
+            clean = setup.steps.clean(state, batch) if has_clean(config) else setup.steps.absent(state)
+            robust = setup.steps.robust(state, pool) if has_robust(config) else setup.steps.absent(state)
+            jax.block_until_ready(setup.steps.update(state, clean, robust))
+
+
+def trace_steps(setup: Setup, state: TrainState, folder: Path, display: Display) -> None:
+    """Trace some twenty steps of a copy of the state, after a few that are not traced; training knows nothing of it.
+
+    Args:
+      setup: the run.
+      state: where the steps start.
+      folder: of the trace; where there are several processes, each has a folder in it.
+      display: told what to do with it.
+    """
+    many, state = setup.config.steps_per_dispatch, jax.tree.map(jnp.copy, state)
+    before, traced = -(-5 // many), -(-20 // many)  # programs
+    own = folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
+    with contextlib.ExitStack() as tracing:
+        for number, (_, dispatch) in enumerate(dispatches(setup, state, 0, (before + traced) * many)):
+            if number == before:
+                jax.block_until_ready(state)
+                tracing.enter_context(jax.profiler.trace(str(own), create_perfetto_trace=True))
+            with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                state, _ = dispatch(state)
+        jax.block_until_ready(state)
+    display.note(
+        f"Traced {traced * many} steps: `xprof --logdir {folder}` shows them (pip install xprof), and ui.perfetto.dev "
+        "the perfetto_trace.json.gz in there."
+    )
 
 
 def has_clean(config: Config) -> bool:
@@ -427,9 +542,14 @@ def has_clean(config: Config) -> bool:
     )
 
 
+def robust_share(config: Config) -> float:
+    """Share of the steps that have a robust loss."""
+    return {"standard": 0.0, "pgd": 1.0}.get(config.trainer, config.robust_probability)
+
+
 def has_robust(config: Config, step: int | None = None) -> bool:
     """Whether a step has a robust loss, a pure function of the seed and the step; without one, whether any has."""
-    share = {"standard": 0.0, "pgd": 1.0}.get(config.trainer, config.robust_probability)
+    share = robust_share(config)
     if share in (0.0, 1.0) or step is None:
         return share > 0
     return bool(np.random.default_rng([config.seed, step, 1]).random() < share)
@@ -460,7 +580,8 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
     batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]
 
     def measure(state: TrainState) -> tuple[float, float]:
-        found = jax.device_get([correct(state.params, batch) for batch in batches])
+        with jax.default_matmul_precision("highest"):  # as in certification
+            found = jax.device_get([correct(state.params, batch) for batch in batches])
         right, proved = (np.concatenate(parts)[:count].mean() for parts in zip(*found, strict=True))
         return float(right), float(proved)
 
@@ -530,6 +651,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "method": ", ".join(config.certify),
         "attack": f"PGD {config.attack_steps} steps x {config.attack_restarts} starts",
         "seconds": float(saved.seconds),
+        "step_seconds": parallel.led(lambda: median_step(folder.metrics())),
         "certify_seconds": time.monotonic() - started,
         "seed": config.seed,
         "test_examples": len(dataset.test),
@@ -550,6 +672,12 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
 
     parallel.alone(write)
     return summary
+
+
+def median_step(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds of a step: the median of the medians of the rows; None where those are of an earlier version."""
+    medians = [row["step_seconds"][0] for row in rows if "step_seconds" in row]
+    return statistics.median(medians) if medians else None
 
 
 def certificates(evaluation: certify.Evaluation, split: data.Split) -> bytes:

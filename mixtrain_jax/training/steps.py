@@ -73,6 +73,18 @@ def attacked(steps: int, domain: tuple[float, float]) -> WorstCase:
     return worst
 
 
+def computed_in(apply: Apply, dtype: jax.typing.DTypeLike) -> Apply:
+    """A network whose layers compute in another dtype; parameters, images, logits and gradients keep theirs."""
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    def apply_in(params: Any, images: jax.Array) -> jax.Array:
+        return apply(jax.tree.map(cast, params), cast(images)).astype(images.dtype)
+
+    return apply_in
+
+
 class Part(NamedTuple):
     """One of the two losses on a batch: its mean, the accuracy in its own sense, and the gradient of the mean."""
 
@@ -88,11 +100,14 @@ class Steps(NamedTuple):
     robust: Callable[[TrainState, Batch], Part]  # of k examples of what it is given
     update: Callable[[TrainState, Part, Part], TrainState]
     absent: Callable[[TrainState], Part]  # stands for a part that a step does without
+    # (state, batch, pool, whether clean, whether robust) -> (state, loss); a step to be compiled with others
+    whole: Callable[[TrainState, Batch, Batch, bool, bool | jax.Array], tuple[TrainState, jax.Array]]
 
 
 def make_steps(
     apply: Apply,
     *,
+    robust_apply: Apply | None = None,
     worst_case: WorstCase,
     eps: optax.Schedule,
     k: int,
@@ -109,6 +124,7 @@ def make_steps(
 
     Args:
       apply: `(params, images) -> logits`.
+      robust_apply: the same for the robust loss; by default `apply`.
       worst_case: margins that the robust loss is made of.
       eps: radius at a step, in pixel units.
       k: examples of a batch that carry the robust loss.
@@ -144,7 +160,8 @@ def make_steps(
             batch = Batch(*picked, count=k)
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            lower = worst_case(step_key, functools.partial(apply, params), batch, jnp.asarray(eps(state.step)))
+            logits_fn = functools.partial(robust_apply or apply, params)
+            lower = worst_case(step_key, logits_fn, batch, jnp.asarray(eps(state.step)))
             return batch.mean(losses.robust_loss(lower)), batch.mean((lower > 0).all(-1))
 
         params = parallel.pin(state.params, mesh, "replicated")
@@ -204,8 +221,18 @@ def make_steps(
         zero = jnp.zeros((), jnp.float32)
         return parallel.pin(Part(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
 
+    def whole(
+        state: TrainState, batch: Batch, pool: Batch, with_clean: bool, with_robust: bool | jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        one = clean(state, batch) if with_clean else absent(state)
+        if isinstance(with_robust, bool):
+            other = robust(state, pool) if with_robust else absent(state)
+        else:
+            other = jax.lax.cond(with_robust, lambda: robust(state, pool), lambda: absent(state))
+        return update(state, one, other), one.loss + other.loss
+
     jitted = (jit_once(clean), jit_once(robust), jit_once(update, donate_argnums=0), jax.jit(absent))
-    return Steps(*(parallel.settled(step, mesh) for step in jitted))
+    return Steps(*(parallel.settled(step, mesh) for step in jitted), whole=whole)
 
 
 def jit_once(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
