@@ -26,13 +26,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from timed import page, starts
+from timed import starts, tables
 from timed.curves import CURVES, exponent
 from timed.measures import MEASURES
 from timed.nets import NETS
@@ -44,7 +44,6 @@ from timed.worker import Found, Options, importable, watch
 from mixtrain_jax.environment import TRAINING, versions
 
 Record = dict[str, Any]
-HEADINGS = ("ms", "quartiles", "CPU ms", "images/s", "compile s", "GFLOP", "share of peak", "MiB", "MiB grown")
 
 
 def rows_of(net: str, found: Found) -> list[Record]:
@@ -96,37 +95,20 @@ def time_curve(name: str, options: Options) -> tuple[Record, list[str]]:
     return {**record, "fitted": fitted, "expected": expected, "failed": found.failed}, found.device
 
 
-def table(net: str, rows: Sequence[Record]) -> Table:
-    """What was measured of one network, a line a measure and library."""
-    out = Table(title=net, title_justify="left")
-    for heading in ("measure", "batch", "library"):
+def printed(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table on the terminal; a line may be shorter than the headings."""
+    out = Table(title=title, title_justify="left")
+    for heading in headings:
         out.add_column(heading)
-    for heading in HEADINGS:
-        out.add_column(heading, justify="right")
-    for row in rows:
-        name = (row["measure"], str(row.get("batch", "")), row["library"])
-        out.add_row(*name, *([row["failed"]] if "failed" in row else page.cells(row)))
-    return out
-
-
-def target_table(record: Record) -> Table:
-    """Targets beside what was measured."""
-    out = Table(title="targets", title_justify="left")
-    for heading in ("what", "network", "target", "measured", "quartiles", "counted by XLA", "met"):
-        out.add_column(heading)
-    for line in page.target_lines(record):
+    for line in lines:
         out.add_row(*line)
     return out
 
 
-def curve_table(curves: Sequence[Record]) -> Table:
-    """How costs grow."""
-    out = Table(title="curves", title_justify="left")
-    for heading in ("grows", "what", "sizes", "time", "expected", "memory", "expected", "FLOPs"):
-        out.add_column(heading)
-    for curve in curves:
-        out.add_row(*page.curve_line(curve))
-    return out
+def measure_line(row: Record) -> list[str]:
+    """One measure, or why it was not measured."""
+    name = [row["measure"], str(row.get("batch", "")), row["library"]]
+    return [*name, row["failed"]] if "failed" in row else [*name, *tables.cells(row)]
 
 
 def about(note: str, options: Options, peers: Sequence[str]) -> Record:
@@ -163,7 +145,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--few", type=int, help="the same for symbolic bounds and CROWN")
     parser.add_argument("--memory", action="store_true", help="measure memory too, each in a fresh process")
     parser.add_argument("--note", default="", help="a few words on the machine, for the record")
-    parser.add_argument("--json", type=Path, help="add a record, a line, to this file")
+    parser.add_argument("--json", type=Path, help="add records, a line a network, to this file")
     parser.add_argument("--page", action="store_true", help="only write the page, from the records")
     parser.add_argument("--out", type=Path, default=Path("docs/speed"), help="stem of the files of the page")
     found = parser.parse_args(arguments)
@@ -180,38 +162,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return found
 
 
-def measure(arguments: argparse.Namespace, console: Console, cache: str) -> Record:
-    """All that the arguments name, with tables on the way."""
+def measure(arguments: argparse.Namespace, console: Console, cache: str) -> Iterator[Record]:
+    """All that the arguments name: a record a network, and one of the curves, as each is done."""
     few = {"batch": arguments.batch, "few": arguments.few, "gib": arguments.gib}
     options = Options(arguments.rounds, arguments.seconds, cache, **few)
     wanted = {name for pattern in arguments.measures for name in fnmatch.filter(MEASURES, pattern)}
     wanted -= {name for pattern in arguments.without for name in fnmatch.filter(MEASURES, pattern)}
     names = [name for name in MEASURES if name in wanted or name == "matmul"]
     peers = importable(arguments.peers, console.print)
-    record = {
-        **about(arguments.note, options, peers),
-        "device": "",
-        "rows": [],
-        "ratios": [],
-        "curves": [],
-        "starts": {},
-    }
+    base = {**about(arguments.note, options, peers), "rows": [], "ratios": [], "curves": [], "starts": {}}
+    imports = _imports(arguments.rounds) if arguments.starts else {}
     for net in arguments.nets:
         rows, found, device = time_net(net, names, peers, options, arguments.memory)
-        record["rows"] += rows
-        record["ratios"] += found
-        record["device"] = device[0]
-        console.print(table(net, rows))
+        console.print(printed(net, tables.MEASURES, list(map(measure_line, rows))))
+        begun = {**imports, "first_step": {net: starts.first_step(net)}} if arguments.starts else {}
+        yield {**base, "device": device[0], "rows": rows, "ratios": found, "starts": begun}
+    curves = []
     for name in arguments.curves:
         curve, device = time_curve(name, options)
-        record["curves"].append(curve)
-        record["device"] = device[0]
+        curves.append(curve)
         console.print(f"{name}: timed at {curve['sizes']}")
-    if arguments.starts:
-        jax, ours = zip(*starts.imports(arguments.rounds), strict=True)
-        steps = {net: starts.first_step(net) for net in arguments.nets}
-        record["starts"] = {"jax": quartiles(list(jax)), "mixtrain_jax": quartiles(list(ours)), "first_step": steps}
-    return record
+    if curves:
+        console.print(printed("curves", tables.CURVES, list(map(tables.curve_line, curves))))
+        yield {**base, "device": device[0], "curves": curves}
+
+
+def _imports(rounds: int) -> dict[str, list[float]]:
+    jax, ours = zip(*starts.imports(rounds), strict=True)
+    return {"jax": quartiles(list(jax)), "mixtrain_jax": quartiles(list(ours))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,15 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, console = parse(arguments), Console(width=None if sys.stdout.isatty() else 160)
     if not found.page:
         with tempfile.TemporaryDirectory() as cache:
-            record = measure(found, console, cache)
-        if record["curves"]:
-            console.print(curve_table(record["curves"]))
-        if record["ratios"] or record["starts"]:
-            console.print(target_table(record))
-        if found.json:
-            with found.json.open("a") as file:
-                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            for record in measure(found, console, cache):
+                if lines := tables.target_lines(record):
+                    console.print(printed("targets", tables.TARGETS, lines))
+                if found.json:
+                    with found.json.open("a") as file:
+                        file.write(json.dumps(record, separators=(",", ":")) + "\n")
         return 0
+    from timed import page  # wants matplotlib
+
     source = found.json or Path(__file__).with_suffix(".jsonl")
     records = [json.loads(line) for line in source.read_text().splitlines()]
     for name, content in page.render(records, found.out.name).items():

@@ -1,8 +1,8 @@
-"""The record of `speed.py` as a page with pictures, and the cells of its tables."""
+"""The record of `speed.py` as a page with pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -12,19 +12,18 @@ from matplotlib.figure import Figure
 
 from mixtrain_jax.report.plots import ATTACKED, CLEAN, NEUTRAL, STYLE, VERIFIED, svg
 from timed.nets import NETS
-from timed.targets import FIRST_STEP, IMPORT, aimed
-
-Record = Mapping[str, Any]
+from timed.tables import CURVES as CURVE_HEADINGS
+from timed.tables import MEASURES, TARGETS, Record, cells, curve_line, number, span, table, target_lines
 
 PAGE = """# Speed
 
 Made by `python benchmarks/speed.py --page` from [{source}](../benchmarks/{source}), a line a run of
 `benchmarks/speed.py`. All measures of a network take turns in one process, round by round, compilation apart. Times are
 medians with quartiles, and a ratio is the median of the ratios of the rounds: on a noisy machine trust ratios, not
-times. A later run replaces what is known of the measures that it repeats. "Counted by XLA" is the same ratio of the floating point operations in the
-compiled programs, which no implementation of these programs can be expected to beat by much. Operations in loops are
-not known and left out, and a share of the peak is of the rate of one large float32 matrix product in the same run.
-"few" bounds (symbolic and CROWN) are timed on fewer examples; see the batches.
+times. A later run replaces what is known of the measures that it repeats. "Counted by XLA" is the same ratio of the
+floating point operations in the compiled programs; those in loops are not known and left out. A share of the peak is of
+the rate of one large float32 matrix product in the same run. MiB are those of results and of what lies between, as XLA
+plans it, "MiB grown" is by how much the peak of a fresh process grows.
 
 {devices}
 """
@@ -58,69 +57,6 @@ not grow, so they lie below what is expected of large ones.
 
 ![Time against size]({picture})
 """
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits, nothing where there is none."""
-    if value is None:
-        return ""
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if abs(value) < 0.1 else f"{value:#.{digits}g}".rstrip(".")
-
-
-def span(quartiles: Sequence[float], scale: float = 1.0) -> str:
-    """First to third quartile."""
-    return f"{number(scale * quartiles[0])} to {number(scale * quartiles[2])}"
-
-
-def cells(row: Record) -> list[str]:
-    """What was measured, as the headings of a table have it."""
-    seconds, memory = row["seconds"], row.get("bytes")
-    rate = number(row["batch"] / seconds[1]) if row["measure"].startswith("certify-") else ""
-    share = row.get("share_of_peak")
-    return [
-        *(number(1e3 * seconds[1]), span(seconds, 1e3), number(1e3 * row["cpu_seconds"]), rate),
-        *(number(row["compile_seconds"]), number(row["flops"] / 1e9 if row.get("flops") else None)),
-        *("" if share is None else f"{100 * share:.0f} %", number(memory / 2**20 if memory else None)),
-        number(row.get("peak_mib")),
-    ]
-
-
-def target_lines(record: Record) -> list[list[str]]:
-    """What is aimed at, network, target, measured, quartiles, counted by XLA, met."""
-    lines = []
-    for target, limit, row, met in aimed(record["ratios"], "(gpu)" in record["device"]):
-        sign, peer = "≥" if target.at_least else "≤", row["over"].partition("@")[2]
-        measured = f"{number(row['ratio'][1])}{f' ({peer})' if peer else ''}"
-        counted = number(row.get("flops")) if not target.at_least else ""
-        met_text = "yes" if met else "no"
-        lines.append([target.what, row["net"], f"{sign} {limit:g}", measured, span(row["ratio"]), counted, met_text])
-    if starts := record["starts"]:
-        after = starts["mixtrain_jax"]
-        met_text = "yes" if after[1] < IMPORT else "no"
-        beyond = f"`import mixtrain_jax` after `import jax` ({number(starts['jax'][1])} s), seconds"
-        lines.append([beyond, "", f"< {IMPORT:g}", number(after[1]), span(after), "", met_text])
-        for net, (cold, warm) in starts["first_step"].items():
-            what = "seconds from the start of a process to its first step, warm compilation cache"
-            met_text = "yes" if warm < FIRST_STEP else "no"
-            lines.append([what, net, f"< {FIRST_STEP:g}", f"{number(warm)} (cold {number(cold)})", "", "", met_text])
-    return lines
-
-
-def curve_line(curve: Record) -> list[str]:
-    """What grows, what is timed, sizes, fitted and expected exponents of time and of memory, and that of FLOPs."""
-    fitted, expected = curve["fitted"], curve["expected"]
-    sizes = ", ".join(map(str, curve["sizes"]))
-    found = {key: "" if value is None else f"{value:.2f}" for key, value in fitted.items()}
-    times, memory = (found["seconds"], expected["seconds"]), (found["bytes"], expected["bytes"])
-    return [curve["curve"], curve["what"], sizes, *times, *memory, found["flops"]]
-
-
-def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def merged(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -157,15 +93,13 @@ def render(records: Sequence[Record], stem: str = "speed", source: str = "speed.
                 pictures[names["curves"]] = svg(draw_curves(known["curves"]))
         curves = ""
         if known["curves"]:
-            headings = ("grows", "what", "sizes", "time", "expected", "memory", "expected", "FLOPs")
             lines = [curve_line(curve) for curve in known["curves"]]
-            curves = CURVES.format(table=table(headings, lines), picture=names["curves"])
-        headings = ("what", "network", "target", "measured", "quartiles", "counted by XLA", "met")
+            curves = CURVES.format(table=table(CURVE_HEADINGS, lines), picture=names["curves"])
         sections.append(
             DEVICE.format(
                 device=device,
                 about=_about(known["records"]),
-                targets=table(headings, target_lines(known)),
+                targets=table(TARGETS, target_lines(known)),
                 steps=f"{steps}\n\n![Cost of training steps]({names['steps']})" if steps else "None timed.",
                 everything=_everything(known["rows"]),
                 curves=curves,
@@ -198,8 +132,6 @@ def _steps(known: Record) -> str:
 
 
 def _everything(rows: Sequence[Record]) -> str:
-    headings = ("measure", "batch", "library", "ms", "quartiles", "CPU ms", "images/s", "compile s", "GFLOP")
-    headings = (*headings, "share of peak", "MiB", "MiB grown")
     parts = []
     for net in dict.fromkeys(row["net"] for row in rows):
         mine = [row for row in rows if row["net"] == net]
@@ -207,7 +139,7 @@ def _everything(rows: Sequence[Record]) -> str:
         lines = [[row["measure"], str(row.get("batch", "")), row["library"], *cells(row)] for row in done]
         failed = [f"- `{row['measure']}` of {row['library']}: {row['failed']}" for row in mine if "failed" in row]
         said = "\n".join(["", "Not measured:", "", *failed]) if failed else ""
-        parts.append(f"**{net}**\n\n{table(headings, lines)}\n{said}")
+        parts.append(f"**{net}**\n\n{table(MEASURES, lines)}\n{said}")
     return "\n\n".join(parts)
 
 
