@@ -23,6 +23,7 @@ import fnmatch
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the arguments name, print tables, keep the figures if asked to; the exit code."""
     found, console = parse(arguments), Console(width=None if sys.stdout.isatty() else 160)
     if not found.page:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and end the process that measures
         with tempfile.TemporaryDirectory() as cache:
             for record in measure(found, console, cache):
                 if lines := tables.target_lines(record):
