@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from mixtrain_jax.report.plots import ATTACKED, CLEAN, NEUTRAL, STYLE, VERIFIED, svg
@@ -166,9 +167,7 @@ def draw_steps(known: Record) -> Figure:
             if share in limits:
                 axis.plot([limits[share]] * 2, [place - 0.09, place + 0.09], color=ATTACKED, lw=2)
         axis.set(xscale="log", xlabel="multiples of a standard step", title=f"{bound}")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "235" else "")
-        axis.tick_params(axis="x", which="minor", labelsize=8)
+        _plain_ticks(axis.xaxis)
     axes[0].set_yticks(range(len(nets)), nets)
     axes[0].invert_yaxis()
     marks = [
@@ -202,5 +201,13 @@ def draw_curves(curves: Sequence[Record]) -> Figure:
         axis.set(xscale="log", yscale="log", title=curve["curve"])
         axis.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
         axis.set_xticks([], minor=True)
+        _plain_ticks(axis.yaxis)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis, 2, 3 and 5 between the powers of ten."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+    axis.set_tick_params(which="minor", labelsize=8)
