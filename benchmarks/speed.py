@@ -9,7 +9,8 @@ The first times some measures, the second everything, the third how costs grow w
 from the records. The same commands serve an accelerator; take larger batches there (`--batch 128`).
 
 All measures of a network take turns in one process, round by round, so that a noisy machine disturbs them alike;
-compilation is timed apart. A ratio is the median of the ratios of the rounds. A measure that fails, wants more memory
+compilation is timed apart. A ratio is the median of the ratios of the rounds: of wall seconds, but of CPU seconds where
+there is one core and no accelerator (`taskset -c 1 python benchmarks/speed.py`), for others may use that core too. A measure that fails, wants more memory
 than there is, or takes longer than `--seconds` is noted, and the others go on. FLOPs are those that XLA counts, and the
 share of the peak is of the rate of one large matrix product. MiB are those of results and of what lies between, as XLA
 plans it; `--memory` measures by how much the peak of a fresh process grows, as can be done for peers too.
@@ -75,7 +76,8 @@ def time_net(net: str, names: Sequence[str], peers: Sequence[str], options: Opti
         if memory:
             alone = watch(net, [name], options._replace(rounds=0)).facts.get(name, {})
             facts["peak_mib"] = alone.get("peak_mib")
-    return rows_of(net, found), ratios(net, found), found.device
+    alone = cores() == 1 and "(cpu)" in "".join(found.device)
+    return rows_of(net, found), ratios(net, found, found.cpu if alone else found.wall), found.device
 
 
 def time_curve(name: str, options: Options) -> tuple[Record, list[str]]:
@@ -112,6 +114,11 @@ def measure_line(row: Record) -> list[str]:
     return [*name, row["failed"]] if "failed" in row else [*name, *tables.cells(row)]
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def about(note: str, options: Options, peers: Sequence[str]) -> Record:
     """When and where, with what."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
@@ -121,7 +128,7 @@ def about(note: str, options: Options, peers: Sequence[str]) -> Record:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "note": note,
         "versions": versions(TRAINING) | others,
         "options": {"rounds": options.rounds, "seconds": options.seconds},

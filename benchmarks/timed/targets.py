@@ -52,12 +52,18 @@ def pairs() -> list[tuple[str, str]]:
     return list(dict.fromkeys([*steps, *sound, *aimed]))
 
 
-def ratios(net: str, found: Found) -> list[dict[str, Any]]:
-    """Quartiles of the ratios of one network, over the rounds, and what XLA's counts of FLOPs say."""
-    peers = [(name, name.partition("@")[0]) for name in found.wall if "@" in name]
+def ratios(net: str, found: Found, seconds: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
+    """Quartiles of the ratios of one network, over the rounds, and what XLA's counts of FLOPs say.
+
+    Args:
+      net: its name.
+      found: what is known of it.
+      seconds: by measure and round, what the ratios are of: wall seconds or CPU seconds.
+    """
+    peers = [(name, name.partition("@")[0]) for name in seconds if "@" in name]
     rows = []
     for over, under in [*pairs(), *peers]:
-        if quartiles := ratio(found.wall.get(over, {}), found.wall.get(under, {})):
+        if quartiles := ratio(seconds.get(over, {}), seconds.get(under, {})):
             counts = [found.facts[name]["flops"] for name in (over, under)]
             row = {"net": net, "over": over, "under": under, "ratio": quartiles}
             rows.append(row | ({"flops": counts[0] / counts[1]} if all(counts) else {}))
