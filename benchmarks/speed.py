@@ -10,7 +10,7 @@ from the records. The same commands serve an accelerator; take larger batches th
 
 All measures of a network take turns in one process, round by round, so that a noisy machine disturbs them alike;
 compilation is timed apart. A ratio is the median of the ratios of the rounds: of wall seconds, but of CPU seconds where
-there is one core and no accelerator (`taskset -c 1 python benchmarks/speed.py`), for others may use that core too.
+there is one core and no accelerator (`taskset -c 1 python benchmarks/speed.py`), for others may use that core too. Curves likewise.
 
 A measure that fails, wants more memory than there is, or takes longer than `--seconds` is noted, and the others go on.
 FLOPs are those that XLA counts, and the share of the peak is of the rate of one large matrix product. MiB are those of
@@ -50,10 +50,20 @@ from mixtrain_jax.environment import TRAINING, versions
 Record = dict[str, Any]
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def clock(found: Found) -> dict[str, dict[int, float]]:
+    """The seconds that ratios are of, by measure and round: on one core of a CPU, those that this process had of it."""
+    return found.cpu if cores() == 1 and "(cpu)" in "".join(found.device) else found.wall
+
+
 def rows_of(net: str, found: Found) -> list[Record]:
     """A row for every measure of a network, also for those that failed."""
-    matmul, rows = found.wall.get("matmul"), []
-    rate = found.facts["matmul"]["flops"] / median(matmul) if matmul else None
+    seconds, rows = clock(found), []
+    rate = found.facts["matmul"]["flops"] / median(seconds["matmul"]) if "matmul" in seconds else None
     for name in dict.fromkeys([*found.wall, *found.failed]):
         measure, _, peer = name.partition("@")
         row: Record = {"net": net, "measure": measure, "library": peer or "ours"}
@@ -64,7 +74,7 @@ def rows_of(net: str, found: Found) -> list[Record]:
         row |= {"rounds": len(found.wall[name]), "seconds": quartiles(list(found.wall[name].values()))}
         row |= {"cpu_seconds": median(found.cpu[name])}
         if rate and row.get("flops"):
-            row["share_of_peak"] = row["flops"] / row["seconds"][1] / rate
+            row["share_of_peak"] = row["flops"] / median(seconds[name]) / rate
         rows.append(row)
     return rows
 
@@ -78,8 +88,7 @@ def time_net(net: str, names: Sequence[str], peers: Sequence[str], options: Opti
         if memory:
             alone = watch(net, [name], options._replace(rounds=0)).facts.get(name, {})
             facts["peak_mib"] = alone.get("peak_mib")
-    alone = cores() == 1 and "(cpu)" in "".join(found.device)
-    return rows_of(net, found), ratios(net, found, found.cpu if alone else found.wall), found.device
+    return rows_of(net, found), ratios(net, found, clock(found)), found.device
 
 
 def time_curve(name: str, options: Options) -> tuple[Record, list[str]]:
@@ -87,7 +96,7 @@ def time_curve(name: str, options: Options) -> tuple[Record, list[str]]:
     curve = CURVES[name]
     found = watch(name, [str(size) for size in curve.sizes], options)
     sizes = [size for size in curve.sizes if str(size) in found.wall]
-    seconds = [quartiles(list(found.wall[str(size)].values())) for size in sizes]
+    seconds = [quartiles(list(clock(found)[str(size)].values())) for size in sizes]
     memory = [found.facts[str(size)]["bytes"] for size in sizes]
     flops = [found.facts[str(size)]["flops"] for size in sizes]
     record = {"curve": name, "what": curve.what, "sizes": sizes, "seconds": seconds, "bytes": memory, "flops": flops}
@@ -114,11 +123,6 @@ def measure_line(row: Record) -> list[str]:
     """One measure, or why it was not measured."""
     name = [row["measure"], str(row.get("batch", "")), row["library"]]
     return [*name, row["failed"]] if "failed" in row else [*name, *tables.cells(row)]
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def about(note: str, options: Options, peers: Sequence[str]) -> Record:
