@@ -10,7 +10,8 @@ from the records. The same commands serve an accelerator; take larger batches th
 
 All measures of a network take turns in one process, round by round, so that a noisy machine disturbs them alike;
 compilation is timed apart. A ratio is the median of the ratios of the rounds: of wall seconds, but of CPU seconds where
-there is one core and no accelerator (`taskset -c 1 python benchmarks/speed.py`), for others may use that core too. Curves likewise.
+there is one core and no accelerator (`taskset -c 1 python benchmarks/speed.py`), for others may use that core too.
+Curves are of the same seconds.
 
 A measure that fails, wants more memory than there is, or takes longer than `--seconds` is noted, and the others go on.
 FLOPs are those that XLA counts, and the share of the peak is of the rate of one large matrix product. MiB are those of
