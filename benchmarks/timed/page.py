@@ -151,9 +151,12 @@ def draw_steps(known: Record) -> Figure:
     rows = [row for row in known["ratios"] if row["under"] == "step-standard"]
     nets = list(dict.fromkeys(row["net"] for row in rows))
     panels = [("ibp", CLEAN, {"8": 1.30, "robust": 3.0}), ("crown_ibp", VERIFIED, {"8": 2.6})]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.55 * len(nets) + 2.2), sharey=True, layout="constrained")
+    panels = [panel for panel in panels if any(row["over"].startswith(f"step-{panel[0]}-") for row in rows)]
+    size = (1 + 4.5 * max(len(panels), 1), 0.55 * len(nets) + 2.2)
+    figure, axes = plt.subplots(1, max(len(panels), 1), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    axes = axes[0]
     markers = {"16": "o", "8": "D", "4": "s", "robust": "^"}
-    for axis, (bound, color, limits) in zip(axes, panels, strict=True):
+    for axis, (bound, color, limits) in zip(axes, panels, strict=False):
         for row in rows:
             what = row["over"].removeprefix("step-")
             kind, _, share = what.rpartition("-")
@@ -180,7 +183,7 @@ def draw_steps(known: Record) -> Figure:
     ]
     marks.append(plt.Line2D([], [], color=NEUTRAL, lw=0, marker="|", ms=9, mew=1.6, label="counted by XLA"))
     marks.append(plt.Line2D([], [], color=ATTACKED, lw=2, label="target"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=6)
+    figure.legend(handles=marks, loc="outside lower center", ncols=3 * max(len(panels), 1))
     return figure
 
 
