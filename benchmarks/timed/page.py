@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from mixtrain_jax.report.plots import ATTACKED, CLEAN, NEUTRAL, STYLE, VERIFIED, svg
 from timed.nets import NETS
 from timed.tables import CURVES as CURVE_HEADINGS
-from timed.tables import MEASURES, TARGETS, Record, cells, curve_line, number, span, table, target_lines
+from timed.tables import MEASURES, Record, cells, curve_line, number, span, table, target_lines
+from timed.tables import TARGETS as TARGET_HEADINGS
+from timed.targets import TARGETS
 
 PAGE = """# Speed
 
@@ -102,7 +104,7 @@ def render(records: Sequence[Record], stem: str = "speed", source: str = "speed.
             DEVICE.format(
                 device=device,
                 about=_about(known["records"]),
-                targets=table(TARGETS, target_lines(known)),
+                targets=table(TARGET_HEADINGS, target_lines(known)),
                 steps=f"{steps}\n\n![Cost of training steps]({names['steps']})" if steps else "None timed.",
                 everything=_everything(known["rows"]),
                 curves=curves,
@@ -150,13 +152,14 @@ def draw_steps(known: Record) -> Figure:
     """What steps cost as multiples of a standard one, a panel a bound, with the targets."""
     rows = [row for row in known["ratios"] if row["under"] == "step-standard"]
     nets = list(dict.fromkeys(row["net"] for row in rows))
-    panels = [("ibp", CLEAN, {"8": 1.30, "robust": 3.0}), ("crown_ibp", VERIFIED, {"8": 2.6})]
+    limits = {target.over: target.limit for target in TARGETS if target.under == "step-standard"}
+    panels = [("ibp", CLEAN), ("crown_ibp", VERIFIED)]
     panels = [panel for panel in panels if any(row["over"].startswith(f"step-{panel[0]}-") for row in rows)]
     size = (1 + 4.5 * max(len(panels), 1), 0.55 * len(nets) + 2.2)
     figure, axes = plt.subplots(1, max(len(panels), 1), figsize=size, sharey=True, squeeze=False, layout="constrained")
     axes = axes[0]
     markers = {"16": "o", "8": "D", "4": "s", "robust": "^"}
-    for axis, (bound, color, limits) in zip(axes, panels, strict=False):
+    for axis, (bound, color) in zip(axes, panels, strict=False):
         for row in rows:
             what = row["over"].removeprefix("step-")
             kind, _, share = what.rpartition("-")
@@ -169,8 +172,8 @@ def draw_steps(known: Record) -> Figure:
             axis.errorbar(middle, place, xerr=error, **style)
             if row.get("flops"):
                 axis.plot(row["flops"], place, marker="|", ms=9, mew=1.6, color=NEUTRAL)
-            if share in limits:
-                axis.plot([limits[share]] * 2, [place - 0.09, place + 0.09], color=ATTACKED, lw=2)
+            if row["over"] in limits:
+                axis.plot([limits[row["over"]]] * 2, [place - 0.09, place + 0.09], color=ATTACKED, lw=2)
         axis.set(xscale="log", xlabel="multiples of a standard step", title=f"{bound}")
         _plain_ticks(axis.xaxis)
     axes[0].set_yticks(range(len(nets)), nets)
