@@ -9,7 +9,10 @@ import pytest
 import mixtrain_jax
 
 ROOT = Path(mixtrain_jax.__file__).parent
-HEAVY = ("flax", "optax", "orbax", "tensorflow_datasets", "matplotlib")
+HEAVY = (
+    *("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "grain", "array_record", "matplotlib", "PIL"),
+    *("rich", "tyro", "onnx", "torch", "scipy"),
+)
 # What each part may import of ours besides itself.
 ALLOWED = {
     "bounds": set(),
