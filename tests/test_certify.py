@@ -26,11 +26,11 @@ ATTACK = {"attacks": {"PGD": PGD}}
 def claims(margin):
     """A method that says the same margin of everything."""
 
-    def rows(coefficients, ball):
-        value = jnp.full(len(coefficients), margin, jnp.float32) + 0 * ball.lower.sum()
+    def differences(label, ball):
+        value = jnp.full(3, margin, jnp.float32) + 0 * ball.lower.sum()
         return Interval(value, value)
 
-    return lambda f: SimpleNamespace(rows=rows)
+    return lambda f: SimpleNamespace(differences=differences)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from mixtrain_jax.attacks.objectives import likeliest, margin
 from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll, stepwise
 from mixtrain_jax.bounds import BoundsError, Interval
 
-
 # The second is all that some kernels of CPUs say where they get no memory to work in.
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 

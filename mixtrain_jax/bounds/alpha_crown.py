@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.bounds import rules
-from mixtrain_jax.bounds.backward import Analysis, map_rows, pull
+from mixtrain_jax.bounds.backward import Analysis, Linear, map_rows, pull
 from mixtrain_jax.bounds.engine import Bounded, Domain, linear, read, slack, uses_of
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Interval, intersect
 from mixtrain_jax.bounds.symbolic import Method
-from mixtrain_jax.bounds.tape import Op, Ref, Tape
+from mixtrain_jax.bounds.tape import Op, Tape
 
 Alphas = dict[int, jax.Array]  # position of an op on the tape -> slope of each entry, in [0, 1]
 
@@ -59,19 +59,19 @@ def alpha_crown(
     return Bounded(f, domain, tuple(method(f) for method in intersect), functools.partial(_finish, steps=steps, tx=tx))
 
 
-def _finish(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domain, *, steps: int, tx: Any) -> Interval:
-    plain = linear(tape, known, ref, rows, domain)
+def _finish(tape: Tape, known: Analysis, rows: Linear, domain: Domain, *, steps: int, tx: Any) -> Interval:
+    plain = linear(tape, known, rows, domain)
     ops = {i: op for i, op in enumerate(tape.ops) if rules.find(op).tunable and known.relaxations[i] is not None}
     if not ops:
         return plain
     uses = uses_of(tape)
 
-    def bound(row: jax.Array, alphas: Alphas) -> Interval:
-        return pull(tape, _with_slopes(known, ops, alphas, uses, domain), {ref.index: row}, domain.sound)
+    def bound(row: Linear, alphas: Alphas) -> Interval:
+        return pull(tape, _with_slopes(known, ops, alphas, uses, domain), row, domain.sound)
 
     start = {i: _adaptive(op, known) for i, op in ops.items()}
 
-    def optimized(row: jax.Array) -> Interval:
+    def optimized(row: Linear) -> Interval:
         lower = _ascend(lambda alphas: bound(row, alphas).lower, start, steps, tx)
         return Interval(lower, -_ascend(lambda alphas: -bound(row, alphas).upper, start, steps, tx))
 

@@ -38,11 +38,18 @@ class Analysis(NamedTuple):
     floor: list[jax.Array | None]  # what underflow may add to a bound that is pulled through an op
 
 
-def map_rows(f: Callable[[jax.Array], Any], rows: jax.Array, chunk: int | None) -> Any:
-    """A function of each row, `chunk` of them in memory at a time."""
-    if chunk is None or chunk >= len(rows):
+def map_rows(f: Callable[[Any], Any], rows: Any, chunk: int | None) -> Any:
+    """A function of each row of a pytree of arrays, `chunk` of them in memory at a time."""
+    if chunk is None or chunk >= len(jax.tree.leaves(rows)[0]):
         return jax.vmap(f)(rows)
     return jax.lax.map(f, rows, batch_size=chunk)
+
+
+class Linear(NamedTuple):
+    """A linear function of values on the tape, or many, one a row."""
+
+    seeds: dict[int, jax.Array]  # coefficients of each ref that it is of, in the ref's shape
+    constant: jax.Array | float = 0.0
 
 
 class Sides(NamedTuple):
@@ -52,21 +59,21 @@ class Sides(NamedTuple):
     upper: Any
 
 
-def pull(tape: Tape, known: Analysis, seeds: Mapping[int, jax.Array], sound: bool = False) -> Interval:
+def pull(tape: Tape, known: Analysis, row: Linear, sound: bool = False) -> Interval:
     """Bound one linear function of values on the tape by pulling it back to its inputs.
 
     Args:
       tape: the recorded function.
-      known: boxes of every ref and relaxations of every op that the seeds depend on; of affine ones they may be None.
-      seeds: coefficients of each ref the function is of, in the ref's shape.
+      known: boxes of every ref and relaxations of every op that the row depends on; of affine ones they may be None.
+      row: the function; where `sound` is asked for, its constant is 0.
       sound: whether the bound holds in floating point too.
 
     Returns:
       A scalar `Interval`.
     """
-    pending, terms = pulled(tape, known, seeds, sound)
+    pending, terms = pulled(tape, known, row.seeds, sound)
     terms += [_concretize(sides, known.boxes[index], sound) for index, sides in pending.items()]
-    return _sum(terms, next(iter(seeds.values())).dtype, sound)
+    return _sum([*terms, Sides(row.constant, row.constant)], next(iter(row.seeds.values())).dtype, sound)
 
 
 def pulled(

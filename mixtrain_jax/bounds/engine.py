@@ -14,14 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
+from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules, windows  # noqa: F401  (the first three register)
-from mixtrain_jax.bounds.backward import Analysis, Reach, Sides, map_rows, pull, pulled
+from mixtrain_jax.bounds.affine_end import through_affine_end
+from mixtrain_jax.bounds.backward import Analysis, Linear, Reach, Sides, map_rows, pull, pulled
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.rules import Arrays, Relaxation
 from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, record
+
+_FEW = 32  # classes, up to which it saves more to leave the label out than it costs to tell the others apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +219,7 @@ def tightened(tape: Tape, known: Analysis, ref: Ref, domain: Domain, needed: jax
 
     def entry(i: jax.Array) -> Interval:
         seed = (jnp.arange(size) == i).astype(ref.dtype).reshape(ref.shape)
-        return pull(tape, known, {ref.index: seed}, domain.sound)
+        return pull(tape, known, Linear({ref.index: seed}), domain.sound)
 
     if needed is None or chunk is None or chunk >= size:
         bound = map_rows(entry, jnp.arange(size), chunk)
@@ -241,14 +245,13 @@ def _map_needed(f: Callable[[jax.Array], Interval], needed: jax.Array, box: Inte
     return jax.tree.map(lambda x, y: x.at[places].set(y.reshape(-1)[:size]), known, found)
 
 
-def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domain) -> Interval:
-    """Bounds of linear functions of a ref, never looser than stopping at the last ops that are not affine.
+def linear(tape: Tape, known: Analysis, rows: Linear, domain: Domain) -> Interval:
+    """Bounds of linear functions, never looser than stopping at the last ops that are not affine.
 
     Args:
       tape: the recorded function.
       known: what a domain found on its way forwards.
-      ref: the value the functions are of.
-      rows: their coefficients, `[rows, *ref.shape]`.
+      rows: the functions.
       domain: what to do.
 
     Returns:
@@ -257,7 +260,7 @@ def linear(tape: Tape, known: Analysis, ref: Ref, rows: jax.Array, domain: Domai
 
     def bound(relaxations: list[Relaxation | None]) -> Interval:
         part = known._replace(relaxations=relaxations)
-        return map_rows(lambda row: pull(tape, part, {ref.index: row}, domain.sound), rows, domain.rows_at_a_time(tape))
+        return map_rows(lambda row: pull(tape, part, row, domain.sound), rows, domain.rows_at_a_time(tape))
 
     folded = bound([None] * len(known.relaxations))
     return intersect(folded, bound(known.relaxations)) if any(known.relaxations) else folded
@@ -295,7 +298,7 @@ class Bounded:
     f: Callable[..., Any]
     domain: Domain
     others: tuple[Bounded, ...] = ()
-    finish: Callable[[Tape, Analysis, Ref, jax.Array, Domain], Interval] = linear
+    finish: Callable[[Tape, Analysis, Linear, Domain], Interval] = linear
 
     def __call__(self, *args: Any) -> Any:
         """Bound `f(*args)`, where any leaf of `args` may be an `Interval` and every other leaf is exact.
@@ -327,8 +330,50 @@ class Bounded:
         tape, out, rows = self._record_rows(rows, args)
         if not isinstance(out, Ref):
             return _exact_rows(rows, out, self.domain.sound)
-        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in self._analyses(tape)]
-        return _best(bounds)
+        return self._best_of(tape, Linear({out.index: rows}, jnp.zeros(len(rows), rows.dtype)))
+
+    def differences(self, label: ArrayLike, *args: Any) -> Interval:
+        """Bound `f(*args)[label] - f(*args)[j]` for every other index `j`, folded into the affine maps that end `f`.
+
+        As `rows` of such differences, at a fraction of their cost where there are many: what the maps make of each
+        output does not depend on the label.
+
+        Args:
+          label: an index.
+          *args: as for a call; `f` returns an array `[classes]` of them.
+
+        Returns:
+          An `Interval` of shape `[classes - 1]`, the others in order.
+
+        Raises:
+          BoundsError: where `f` returns anything but one array of one dimension; and as a call does.
+        """
+        tape = self._record(args)
+        shapes = [jnp.shape(out) for out in tape.outputs]
+        if len(shapes) != 1 or len(shapes[0]) != 1:
+            raise BoundsError(f"differences wants a function of one output array [classes], got outputs of {shapes}.")
+        (out,), ((classes,),) = tape.outputs, shapes
+        many = classes > _FEW
+
+        def others(x: jax.Array) -> jax.Array:
+            before = (jnp.arange(classes - 1) < label).reshape(-1, *[1] * (x.ndim - 1))
+            return jnp.where(before, x[:-1], x[1:])
+
+        def differ(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(x, label) - (x if many else others(x))
+
+        every = jnp.eye(classes, dtype=jnp.result_type(out))
+        if not isinstance(out, Ref):
+            bound = _exact_rows(differ(every), out, self.domain.sound)
+        elif self.domain.sound:  # rounding is reckoned op by op
+            rows = differ(every)
+            bound = self._best_of(tape, Linear({out.index: rows}, jnp.zeros(len(rows), rows.dtype)))
+        else:
+            bound = self._best_of(tape, jax.tree.map(differ, through_affine_end(tape, out)))
+        return jax.tree.map(others, bound) if many else bound
+
+    def _best_of(self, tape: Tape, rows: Linear) -> Interval:
+        return _best([way.finish(tape, known, rows, way.domain) for way, known in self._analyses(tape)])
 
     def coefficients(self, rows: jax.Array, x: Interval) -> tuple[Interval, Sides]:
         """As `rows` for one input, with the coefficients of the linear functions of it that bound each row.
@@ -356,7 +401,8 @@ class Bounded:
         def of(row: jax.Array) -> Sides:
             return pulled(tape, known, {out.index: row})[0].get(0, Sides(nothing[0], nothing[0]))  # x is the first ref
 
-        bounds = [way.finish(tape, known, out, rows, way.domain) for way, known in analyses]
+        functions_ = Linear({out.index: rows}, jnp.zeros(len(rows), rows.dtype))
+        bounds = [way.finish(tape, known, functions_, way.domain) for way, known in analyses]
         return _best(bounds), map_rows(of, rows, self.domain.rows_at_a_time(tape))
 
     def _record_rows(self, rows: jax.Array, args: Sequence[Any]) -> tuple[Tape, Operand, jax.Array]:
@@ -423,7 +469,7 @@ def _finished(tape: Tape, way: Bounded, known: Analysis, out: Ref) -> Interval:
     if way.finish is not linear and floating and known.reach[out.index] is Reach.LOOSE:
         size = math.prod(out.shape)
         rows = jnp.eye(size, dtype=out.dtype).reshape(size, *out.shape)
-        bound = way.finish(tape, known, out, rows, way.domain)
+        bound = way.finish(tape, known, Linear({out.index: rows}, jnp.zeros(size, out.dtype)), way.domain)
         return intersect(known.boxes[out.index], jax.tree.map(lambda x: x.reshape(out.shape), bound))
     if way.domain.slopes or known.reach[out.index] is Reach.ROUND:
         return tightened(tape, known, out, way.domain)

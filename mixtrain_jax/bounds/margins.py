@@ -62,7 +62,7 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
             raise BoundsError(f"margins wants labels between 0 and {classes - 1}, got {wrong}.")
 
         def example(x: Interval, label: jax.Array, of_one: Callable[[Any], jax.Array]) -> jax.Array:
-            return method(of_one).rows(specification(label, classes, logits.dtype), x).lower
+            return method(of_one).differences(label, x).lower
 
         if labels.ndim == 0:
             return example(ball, labels, f)

@@ -23,7 +23,7 @@ from jax import lax
 from jax.extend.core import primitives
 
 from mixtrain_jax.bounds import rules
-from mixtrain_jax.bounds.backward import Analysis, map_rows, pull, slackened
+from mixtrain_jax.bounds.backward import Analysis, Linear, map_rows, pull, slackened
 from mixtrain_jax.bounds.interval import Ball, Interval
 from mixtrain_jax.bounds.rules import Affine, Arrays, Relaxation
 from mixtrain_jax.bounds.tape import Op, Ref, Tape
@@ -80,7 +80,7 @@ def tightened(tape: Tape, known: Analysis, ref: Ref, sound: bool = False, chunk:
 
         def entry(i: jax.Array) -> Interval:
             seed = (jnp.arange(count) == i).astype(ref.dtype).reshape(shape)
-            return pull(kept, here, {ref.index: seed}, sound)
+            return pull(kept, here, Linear({ref.index: seed}), sound)
 
         return map_rows(entry, jnp.arange(count), rows and _divisor(count, rows))
 

@@ -261,7 +261,7 @@ def test_no_backward_pass_is_spent_on_stable_neurons(chunk: int, monkeypatch: py
     pull = engine.pull
 
     def counting(tape: Any, known: Any, seeds: Any, sound: bool = False) -> mt.Interval:
-        jax.debug.callback(lambda seed: pulled.append(len(np.atleast_2d(seed))), next(iter(seeds.values())))
+        jax.debug.callback(lambda seed: pulled.append(len(np.atleast_2d(seed))), next(iter(seeds.seeds.values())))
         return pull(tape, known, seeds, sound)
 
     monkeypatch.setattr(engine, "pull", counting)

@@ -201,7 +201,7 @@ def both(
 def dense(tape: Any, known: Any, ref: Any, sound: bool) -> Interval:
     size = math.prod(ref.shape)
     rows = jnp.eye(size, dtype=ref.dtype).reshape(size, *ref.shape)
-    bound = jax.vmap(lambda row: backward.pull(tape, known, {ref.index: row}, sound))(rows)
+    bound = jax.vmap(lambda row: backward.pull(tape, known, backward.Linear({ref.index: row}), sound))(rows)
     return jax.tree.map(lambda x: x.reshape(ref.shape), bound)
 
 
