@@ -203,18 +203,18 @@ TEXT = """# Many devices
 
 ## The same numbers
 
-Training is one program for any number of devices ([architecture.md](architecture.md)): the same examples and subsamples,
-sums in another order. Largest difference to the run on one device, of the logged losses (relative) and of the final
-parameters (absolute, beside the largest parameter), and for comparison that of a run with another seed:
+Training is one program for any number of devices ([architecture.md](architecture.md)): the same examples and
+subsamples, sums in another order. Largest difference to the run on one device, of the logged losses (relative) and of
+the final parameters (absolute, beside the largest parameter), and for comparison that of a run with another seed:
 
 {agree}
 
 ## What devices tell each other
 
-In a step devices add up their gradients and deal out the subsample; within a bound they are silent, which a test reads in
-the compiled programs. So many devices cost what they cost ordinary data-parallel training, and a few images. With
-computation left out: two sums of gradients the size of `imagenet200_resnet` (740,000 parameters), and one example in eight
-drawn from the whole batch, 16 examples a device, and dealt out again; medians of 30:
+In a step devices add up their gradients and deal out the subsample; within a bound they are silent, which a test reads
+in the compiled programs. So many devices cost what they cost ordinary data-parallel training, and a few images. With
+computation left out: two sums of gradients the size of `imagenet200_resnet` (740,000 parameters), and one example in
+eight drawn from the whole batch, 16 examples a device, and dealt out again; medians of 30:
 
 {talk}
 
@@ -224,15 +224,15 @@ communication and says nothing of links.
 ## How long ImageNet would take
 
 *An estimate, not a measurement.* The network of `imagenet200_resnet` on 64x64 pixels, IBP on 1 example in 8, 60 epochs.
-XLA counts {clean:.2g} operations an example in the gradient of the clean loss and {robust:.2g} in that of the robust loss. A
-device has 128 examples, or as many as keep the batch at {most:,}. Peaks and links are as their makers publish them (TPU
-v5e: 197 Tflop/s, 100 GB/s each way; H100: 989 Tflop/s, 450 GB/s within a host of 8, 50 GB/s between hosts); a message takes
-{latency:.0f} microseconds. What share of its peak a device reaches on such small convolutions was not measured, so there
-are two columns.
+XLA counts {counted} million operations an example in the gradients of the clean and of the robust loss.
+A device has 128 examples, or as many as keep the batch at {most:,}. Peaks and links are as their makers publish them
+(TPU v5e: 197 Tflop/s, 100 GB/s each way; H100: 989 Tflop/s, 450 GB/s within a host of 8, 50 GB/s between hosts); a
+message takes {latency:.0f} microseconds. What share of its peak a device reaches on such small convolutions was not
+measured, so there are two columns.
 
 {hours}
 
-Reading images has to keep up: the fastest line wants {rate:,.0f} images a second over all hosts, and two cores read 7,400.
+Reading images has to keep up: the fastest line wants {rate:,.0f} images a second over all hosts; two cores read 7,400.
 
 `python benchmarks/scaling.py` makes this page; see its first lines.
 """
@@ -266,7 +266,10 @@ def page() -> None:
             talk=table(["devices", "gradients, ms", "subsample, ms"], talked),
             hours=table(["run", "device", "how many", *heads], estimated),
             **{"device": record["device"], "most": MOST, "latency": 1e6 * LATENCY, "rate": rate},
-            **{"clean": counts["200"]["clean_flops"], "robust": counts["200"]["robust_flops"]},
+            counted=", ".join(
+                f"{each['clean_flops'] / 1e6:.0f} and {each['robust_flops'] / 1e6:.0f} ({classes} classes)"
+                for classes, each in counts.items()
+            ),
         )
     )
 
