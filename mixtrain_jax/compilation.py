@@ -12,7 +12,7 @@ def keep_compiled() -> Path | None:
     """Keep compiled programs in the user's cache folder, `mixtrain_jax/xla` in `$XDG_CACHE_HOME` or `~/.cache`.
 
     On accelerators alone. XLA:CPU logs an error for every program that it reads on processors with tuning flags, and
-    compiles it anew (jax issue 38445); and what one machine kept in a shared home another may not be able to run.
+    compiles it anew; and what one machine kept in a shared home another may not be able to run.
     Whoever names a folder, in `JAX_COMPILATION_CACHE_DIR` or the config of jax, gets that one on every backend; an
     empty name, or `JAX_ENABLE_COMPILATION_CACHE=false`, is for none.
 
