@@ -58,7 +58,7 @@ CASES = {
     "F14": Entry("the same seed again", processes.repeats, 6, True),
     "F15": Entry("checkpoints of another network or optimizer", saved.foreign, 40),
     "F16": Entry("odd clocks, hosts and consoles", folders.surroundings, 8),
-    "F17": Entry("little memory", memory.little_memory, 5),
+    "F17": Entry("little memory", memory.little_memory, 5, True),
     "X1": Entry("config files and overrides made at random", inputs.configs, 10_000),
     "X2": Entry("damaged ONNX files", inputs.onnx_files, 10_000),
     "X4": Entry("damaged parameters and certificates, bombs", inputs.foreign_files, 10_000),
