@@ -117,10 +117,13 @@ def talk() -> list[dict[str, Any]]:
         whole = parallel.put(gradient, mesh, "replicated")
 
         def add(tree: Any, mesh: Any = mesh) -> Any:
-            own = lambda tree: jax.tree.map(lambda leaf: jax.lax.psum(leaf, "data"), tree)  # noqa: E731
-            return jax.shard_map(own, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)(
-                tree
-            )
+            return jax.shard_map(
+                lambda own: jax.lax.psum(own, "data"),
+                mesh=mesh,
+                in_specs=PartitionSpec(),
+                out_specs=PartitionSpec(),
+                check_vma=False,
+            )(tree)
 
         def deal(images: jax.Array, key: jax.Array, n: int = n, k: int = k, mesh: Any = mesh) -> jax.Array:
             chosen = jax.random.permutation(key, n)[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
@@ -179,6 +182,7 @@ MACHINES = {
     "H100 SXM": (989e12, 450e9, 50e9),  # NVLink 4 within a host, 400 Gbit/s InfiniBand a GPU between them
 }
 LATENCY = 10e-6  # seconds of a message between devices, an assumption
+OVERHEAD = 2e-3  # seconds of a step that a device spends on starting a few hundred kernels, an assumption
 SHARES = (0.02, 0.1)  # of the peak that these small convolutions reach, an assumption until it is measured
 RUNS_OF = {  # examples, epochs, classes
     "ImageNet-200": (100_000, 60, 200),
@@ -199,7 +203,8 @@ def hours(machine: str, devices: int, run: str, share: float, counts: dict[str, 
     dealt = each / 8 * 64 * 64 * 3 * 4 / far
     talk = sent + dealt + 6 * LATENCY * math.log2(devices)
     steps = epochs * examples / (each * devices)
-    return steps * (compute + talk) / 3600, talk / (compute + talk)
+    step = compute + talk + OVERHEAD
+    return steps * step / 3600, talk / step
 
 
 TEXT = """# Many devices
@@ -235,12 +240,14 @@ communication and says nothing of links.
 XLA counts {counted} million operations an example in the gradients of the clean and of the robust loss.
 A device has 128 examples, or as many as keep the batch at {most:,}. Peaks and links are as their makers publish them
 (TPU v5e: 197 Tflop/s, 100 GB/s each way; H100: 989 Tflop/s, 450 GB/s within a host of 8, 50 GB/s between hosts); a
-message takes {latency:.0f} microseconds. What share of its peak a device reaches on such small convolutions was not
-measured, so there are two columns.
+message takes {latency:.0f} microseconds, and starting the kernels of a step {overhead:.0f} ms. What share of its peak a
+device reaches on such small convolutions was not measured, so there are two columns.
 
 {hours}
 
-Reading images has to keep up: the fastest line wants {rate:,.0f} images a second over all hosts; two cores read 7,400.
+So a network this small is soon bound by the start of its kernels and by latency: beyond 64 devices there is little to
+gain. And reading has to keep up: the fastest line wants {rate:,.0f} images a second over all hosts, where two cores
+read 7,400, so the images would have to live on the devices, as small data sets do.
 
 `python benchmarks/scaling.py` makes this page; see its first lines.
 """
@@ -270,7 +277,7 @@ def page() -> None:
                 for share in SHARES:
                     time_, talk_ = hours(machine, devices, run, share, counts)
                     rate = max(rate, examples * epochs / (3600 * time_))
-                    cells += [f"{60 * time_:.2g} min" if time_ < 1 else f"{time_:.2g} h", f"{talk_:.0%}"]
+                    cells += [f"{60 * time_:.1f} min" if 60 * time_ >= 1 else f"{3600 * time_:.0f} s", f"{talk_:.0%}"]
                 estimated.append((run, machine, str(devices), *cells))
     heads = [text for share in SHARES for text in (f"at {share:.0%} of the peak", "of it talk")]
     PAGE.write_text(
@@ -278,7 +285,13 @@ def page() -> None:
             agree=table(["run", "on", "first loss", "all losses", "parameters", "largest"], agreed),
             talk=table(["devices", "gradients, ms", "subsample, ms"], talked),
             hours=table(["run", "device", "how many", *heads], estimated),
-            **{"device": record["device"], "most": MOST, "latency": 1e6 * LATENCY, "rate": rate},
+            **{
+                "device": record["device"],
+                "most": MOST,
+                "latency": 1e6 * LATENCY,
+                "overhead": 1e3 * OVERHEAD,
+                "rate": rate,
+            },
             counted=", ".join(
                 f"{each['clean_flops'] / 1e6:.0f} and {each['robust_flops'] / 1e6:.0f} ({classes} classes)"
                 for classes, each in counts.items()

@@ -330,7 +330,7 @@ class Bounded:
         tape, out, rows = self._record_rows(rows, args)
         if not isinstance(out, Ref):
             return _exact_rows(rows, out, self.domain.sound)
-        return self._best_of(tape, Linear({out.index: rows}, jnp.zeros(len(rows), rows.dtype)))
+        return self._best_of(tape, _of_rows(out, rows))
 
     def differences(self, label: ArrayLike, *args: Any) -> Interval:
         """Bound `f(*args)[label] - f(*args)[j]` for every other index `j`, folded into the affine maps that end `f`.
@@ -366,8 +366,7 @@ class Bounded:
         if not isinstance(out, Ref):
             bound = _exact_rows(differ(every), out, self.domain.sound)
         elif self.domain.sound:  # rounding is reckoned op by op
-            rows = differ(every)
-            bound = self._best_of(tape, Linear({out.index: rows}, jnp.zeros(len(rows), rows.dtype)))
+            bound = self._best_of(tape, _of_rows(out, differ(every)))
         else:
             bound = self._best_of(tape, jax.tree.map(differ, through_affine_end(tape, out)))
         return jax.tree.map(others, bound) if many else bound
@@ -401,8 +400,7 @@ class Bounded:
         def of(row: jax.Array) -> Sides:
             return pulled(tape, known, {out.index: row})[0].get(0, Sides(nothing[0], nothing[0]))  # x is the first ref
 
-        functions_ = Linear({out.index: rows}, jnp.zeros(len(rows), rows.dtype))
-        bounds = [way.finish(tape, known, functions_, way.domain) for way, known in analyses]
+        bounds = [way.finish(tape, known, _of_rows(out, rows), way.domain) for way, known in analyses]
         return _best(bounds), map_rows(of, rows, self.domain.rows_at_a_time(tape))
 
     def _record_rows(self, rows: jax.Array, args: Sequence[Any]) -> tuple[Tape, Operand, jax.Array]:
@@ -449,6 +447,10 @@ class Bounded:
         return [(self, analyse(tape, self.domain, [known for _, known in alone])), *alone]
 
 
+def _of_rows(ref: Ref, rows: jax.Array) -> Linear:
+    return Linear({ref.index: rows}, jnp.zeros(len(rows), rows.dtype))
+
+
 def _exact_rows(rows: jax.Array, out: jax.Array, sound: bool) -> Interval:
     """Linear functions of an output that no interval reaches."""
     value = jnp.tensordot(rows, out, axes=jnp.ndim(out), precision=jax.lax.Precision.HIGHEST)
@@ -469,7 +471,7 @@ def _finished(tape: Tape, way: Bounded, known: Analysis, out: Ref) -> Interval:
     if way.finish is not linear and floating and known.reach[out.index] is Reach.LOOSE:
         size = math.prod(out.shape)
         rows = jnp.eye(size, dtype=out.dtype).reshape(size, *out.shape)
-        bound = way.finish(tape, known, Linear({out.index: rows}, jnp.zeros(size, out.dtype)), way.domain)
+        bound = way.finish(tape, known, _of_rows(out, rows), way.domain)
         return intersect(known.boxes[out.index], jax.tree.map(lambda x: x.reshape(out.shape), bound))
     if way.domain.slopes or known.reach[out.index] is Reach.ROUND:
         return tightened(tape, known, out, way.domain)
