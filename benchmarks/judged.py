@@ -54,6 +54,7 @@ def read(folder: Path) -> Record:
         record = {name: found[name] for name in KEPT}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder} holds no whole report of the judge ({error!r}). Judge the model again.") from error
+    record["skip_proved"] = found.get("skip_proved", False)
     return {**record, "name": folder.resolve().name.removeprefix(f"{record['data']}-")}
 
 
@@ -87,6 +88,11 @@ def render(records: Sequence[Record]) -> str:
             table(("", *(record["name"] for record in columns)), rows),
             f"Below the shares: images that an attack broke, or that a bound proved. Suite `{first['attacks']}`, seed "
             f"{first['seed']}; {first['device']}, jax {first['jax']}.",
+            *(
+                f"Of {record['name']}: what the first bound proved was left out of all attacks but the first."
+                for record in columns
+                if record.get("skip_proved")
+            ),
             *(f"Of {record['name']}: {_sentence(text)}" for record in columns for text in record["warnings"]),
         ]
     return PAGE.format(tables="\n\n".join(parts) or "Nothing judged yet.")

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mixtrain_jax import data
+from mixtrain_jax import data, environment
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.report.display import Display
@@ -89,7 +89,7 @@ def step_seconds(configs: list[Config], dataset: data.Dataset, rounds: int) -> l
 def costs(folder: Path, bound: str, configs: dict[str, Config], dataset: data.Dataset) -> dict[str, float]:
     """Seconds of a step of each config, measured together once and kept in `steps.json`."""
     path = folder / "steps.json"
-    known = json.loads(path.read_text()) if path.exists() else {"device": run.device()}
+    known = json.loads(path.read_text()) if path.exists() else {"device": environment.device()}
     if bound not in known:
         known[bound] = dict(zip(configs, step_seconds(list(configs.values()), dataset, 15), strict=True))
         path.write_text(json.dumps(known, indent=1) + "\n")

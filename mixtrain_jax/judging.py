@@ -51,6 +51,7 @@ def judge(
     examples: int = 1000,
     attacks: str = "strong",
     certify: Sequence[str] = METHODS,
+    skip_proved: bool = False,
     curve_examples: int = 100,
     batch_size: int = 128,
     seed: int = 0,
@@ -66,6 +67,7 @@ def judge(
       examples: how many of the first test images; 0 for all.
       attacks: name of a `certify.suite`.
       certify: names of bounds, cheapest first.
+      skip_proved: as for `certify.judge`.
       curve_examples: as for `certify.judge`.
       batch_size: as for `certify.judge`.
       seed: of the attacks.
@@ -96,6 +98,7 @@ def judge(
         key=jax.random.key(seed),
         attacks=certify_lib.suite(attacks, threat),
         methods=methods,
+        skip_proved=skip_proved,
         curve_examples=curve_examples,
         batch_size=batch_size,
         poll=display.progress,
@@ -105,6 +108,7 @@ def judge(
         "data": subject.dataset.name,
         "seed": seed,
         "attacks": attacks,
+        "skip_proved": skip_proved,
         "params_sha256": fingerprint(subject.params),
         "device": environment.device(),
         **environment.versions(environment.TRAINING),

@@ -141,6 +141,47 @@ def test_nan_of_one_method_does_not_hide_what_the_next_one_proves(key, random):
     assert set(found.proved_by) == {"crown_ibp", ""}
 
 
+def test_attacks_that_skip_what_is_proved_find_the_same(key, random):
+    logits_fn, split = random
+    seen = []
+
+    def counted(key, logits_fn, x, labels, ball):
+        seen.append(len(np.unique(np.asarray(x).reshape(len(x), -1), axis=0)))
+        return pgd(key, logits_fn, x, labels, ball, steps=20, restarts=1)
+
+    attacks = {"weak": functools.partial(pgd, steps=1, restarts=1), "PGD": counted}
+    all_, some = (
+        evaluate(
+            *(key, logits_fn, split, Threat(0.1, PIXELS)),
+            attacks=attacks,
+            methods=certify.methods(["ibp", "crown"]),
+            skip_proved=skip,
+        )
+        for skip in (False, True)
+    )
+    assert all_.accuracies() == some.accuracies()
+    np.testing.assert_array_equal(all_.broken_by, some.broken_by)
+    np.testing.assert_array_equal(all_.proved_by, some.proved_by)
+    np.testing.assert_array_equal(all_.margin, some.margin)
+    broken = all_.broken_by != ""
+    assert {"weak", "PGD"} <= set(all_.broken_by)
+    np.testing.assert_array_equal(all_.adversarial[broken], some.adversarial[broken])
+    assert list(all_.seconds) == ["weak", "PGD", "ibp", "crown"]
+    assert list(some.seconds) == ["weak", "ibp", "PGD", "crown"]
+    after = all_.clean & (all_.broken_by != "weak")
+    assert seen == [after.sum(), (after & (all_.proved_by != "ibp")).sum()]
+    assert 0 < seen[1] < seen[0]
+
+
+def test_what_is_proved_is_held_against_the_first_attack_even_where_the_others_skip_it(key, linear):
+    *_, logits_fn, split = linear
+    attacks = {"first": PGD, "PGD": PGD}
+    with pytest.raises(SoundnessError, match="both proved and broken"):
+        evaluate(
+            key, logits_fn, split, Threat(0.4, WIDE), attacks=attacks, methods={"liar": claims(1.0)}, skip_proved=True
+        )
+
+
 def test_methods_are_tried_in_turn_on_what_is_open(key, random):
     logits_fn, split = random
     single = {

@@ -28,12 +28,14 @@ class Record:
 
     Attributes:
       adversarial: the input of the lowest margin met, `[n, ...]`; the example itself where that was wrong before.
+      margin: its margin, `[n]`, the label's logit minus the largest other one.
       seen_as: class that the network takes it for, `[n]`.
       broken_by: str `[n]`, "clean" where the example was wrong before, else the attack; "" where it stands.
       seconds: spent in each attack, in order, compilation included.
     """
 
     adversarial: np.ndarray
+    margin: np.ndarray
     seen_as: np.ndarray
     broken_by: np.ndarray
     seconds: dict[str, float]
@@ -147,7 +149,7 @@ def in_turn(
             queue, rank = queue[left], rank[left]
             poll(name, total - len(queue), total)
         seconds[name] = time.monotonic() - started
-    return Record(adversarial, seen_as, broken_by.astype(str), seconds)
+    return Record(adversarial, least, seen_as, broken_by.astype(str), seconds)
 
 
 def smaller(batch_size: int, error: jax.errors.JaxRuntimeError) -> int:

@@ -97,6 +97,7 @@ def evaluate(
     *,
     attacks: Mapping[str, Attack],
     methods: Mapping[str, Method],
+    skip_proved: bool = False,
     batch_size: int = 128,
     poll: Poll = lambda what, done, total: None,
     spread: Spread = lambda f: f,
@@ -107,6 +108,9 @@ def evaluate(
     that are neither proved nor broken; but the first method, the cheapest, has to fail on the broken ones too. Batches
     that there is too little memory for are halved.
 
+    What is proved cannot be broken, so a network that is mostly proved is measured many times faster where attacks skip
+    what is. The numbers are the same; but that no attack breaks what is proved is then seen of the first attack alone.
+
     Args:
       key: random key of the attacks.
       logits_fn: `[n, ...] -> [n, classes]`, examples independent of each other.
@@ -114,6 +118,8 @@ def evaluate(
       threat: what may be done to an image.
       attacks: by name, cheapest first.
       methods: bounds by name, cheapest first.
+      skip_proved: whether the first method comes right after the first attack, and the other attacks skip the images
+        that it proves.
       batch_size: images on the device at a time.
       poll: called with progress after every batch; whatever it raises ends the evaluation.
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
@@ -129,27 +135,40 @@ def evaluate(
         predict = jax.jit(functools.partial(_predicted, logits_fn))
         predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"), spread)
         clean = predictions == split.labels
-        record = attack_all(key, attacks, logits_fn, split[clean], threat, batch_size, poll, spread)
         standing, adversarial, seen_as = clean.copy(), split.images.copy(), predictions.copy()
-        broken_by = np.full(n, "", dtype=object)
-        standing[clean], broken_by[clean] = record.standing, record.broken_by
-        adversarial[clean], seen_as[clean] = record.adversarial, record.seen_as
-        seconds = dict(record.seconds)
-        margin, proved_by = np.full(n, -np.inf), np.full(n, "", dtype=object)
-        for i, (name, method) in enumerate(methods.items()):
+        broken_by, lowest = np.full(n, "", dtype=object), np.full(n, np.inf)
+        proved_by, margin = np.full(n, "", dtype=object), np.full(n, -np.inf)
+        seconds: dict[str, float] = {}
+
+        def attack(rows: np.ndarray, attacks: Mapping[str, Attack], key: jax.Array) -> None:
+            record = attack_all(key, attacks, logits_fn, split[rows], threat, batch_size, poll, spread)
+            standing[rows], broken_by[rows] = record.standing, record.broken_by
+            lower = ~(record.margin >= lowest[rows])  # NaN too
+            adversarial[rows[lower]], seen_as[rows[lower]] = record.adversarial[lower], record.seen_as[lower]
+            lowest[rows[lower]] = record.margin[lower]
+            seconds.update(record.seconds)
+
+        def prove(rows: np.ndarray, name: str) -> None:
             started = time.monotonic()
-            todo = np.flatnonzero(clean & (proved_by == "") & (standing | (i == 0)))
-            bound = jax.jit(functools.partial(_smallest_margin, method, logits_fn, threat))
+            bound = jax.jit(functools.partial(_smallest_margin, methods[name], logits_fn, threat))
             found = _in_batches(
                 bound,
-                [split.images[todo], split.labels[todo], np.full(len(todo), threat.eps, np.float32)],
+                [split.images[rows], split.labels[rows], np.full(len(rows), threat.eps, np.float32)],
                 batch_size,
                 functools.partial(poll, f"certify by {name}"),
                 spread,
             )
-            margin[todo] = np.fmax(margin[todo], found)
-            proved_by[todo[found > 0]] = name  # NaN proves nothing
+            margin[rows] = np.fmax(margin[rows], found)
+            proved_by[rows[found > 0]] = name  # NaN proves nothing
             seconds[name] = time.monotonic() - started
+
+        names, count = list(attacks), 1 if skip_proved and methods else len(attacks)
+        now, later = ({name: attacks[name] for name in part} for part in (names[:count], names[count:]))
+        attack(np.flatnonzero(clean), now, key)
+        for i, name in enumerate(methods):
+            prove(np.flatnonzero(clean & (proved_by == "") & (standing | (i == 0))), name)
+            if i == 0 and later:
+                attack(np.flatnonzero(standing & (proved_by == "")), later, jax.random.fold_in(key, len(names)))
     verified = proved_by != ""
     _assert_sound(verified & ~standing, threat.eps)
     return Evaluation(

@@ -93,6 +93,7 @@ def judge(
     key: jax.Array | None = None,
     attacks: Mapping[str, Attack] | None = None,
     methods: Mapping[str, Method] | None = None,
+    skip_proved: bool = False,
     curve_examples: int = 0,
     layer_examples: int = 16,
     batch_size: int = 128,
@@ -111,6 +112,7 @@ def judge(
       attacks: by name, cheapest first; by default the suite `strong`.
       methods: bounds by name, cheapest first; by default IBP, symbolic intervals, CROWN and alpha-CROWN, all sound in
         floating point.
+      skip_proved: as for `evaluate`.
       curve_examples: of how many of the first images the accuracies are measured over a range of radii.
       layer_examples: of how many of the first images the boxes of every layer are looked at.
       batch_size: images on the device at a time.
@@ -125,7 +127,9 @@ def judge(
     chosen = evaluation_lib.methods(METHODS) if methods is None else methods
     logits_fn = functools.partial(apply, params)
     common = {"batch_size": batch_size, "poll": poll}
-    evaluation = evaluate(key, logits_fn, split, threat, attacks=attacks, methods=chosen, **common)
+    evaluation = evaluate(
+        key, logits_fn, split, threat, attacks=attacks, methods=chosen, skip_proved=skip_proved, **common
+    )
     curve = None
     if (few := min(curve_examples, len(split))) and chosen:
         curve = measure_curve(key, logits_fn, split[:few], evaluation.first(few), methods=chosen, **common)
