@@ -10,7 +10,10 @@ with as many epochs as fit into the time that all examples take. `weights` compa
 fixed ones. `time` compares what the trainers cost. Where steps are compared, what one costs is measured first, all in
 turn within one process, and written to `steps.json`.
 
-Runs land in OUT/STUDY-DATA/; `python benchmarks/results.py OUT/STUDY-DATA/*` puts them on the page.
+Runs land in OUT/STUDY-DATA/, or OUT/STUDY-DATA-LABEL/; `python benchmarks/results.py OUT/STUDY-DATA/*` puts them on the
+page. A label tells a second study of the same data from the first, such as one of a larger budget:
+
+    python benchmarks/study.py subsampling --data mnist --fields '{"epochs": 20}' --label 20-epochs --data-dir DIR
 """
 
 from __future__ import annotations
@@ -156,10 +159,11 @@ def main() -> None:
     parser.add_argument("--bounds", nargs="+", default=["ibp"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--fields", type=json.loads, default={}, help="JSON object of config fields to change")
+    parser.add_argument("--label", help="end of the folder's name")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    folder = arguments.out / f"{arguments.study}-{arguments.data}"
+    folder = arguments.out / "-".join(filter(None, (arguments.study, arguments.data, arguments.label)))
     folder.mkdir(parents=True, exist_ok=True)
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in arguments.fields.items()

@@ -53,7 +53,9 @@ class Config:
     train_eps_ratio: Annotated[float, Range(0, 4)] = 1.0
     """Radius of the ball trained on, as a multiple of eps; 0 to 4."""
     ramp: Annotated[float, Range(0, 1)] = 0.33
-    """Share of training over which the radius grows linearly from 0; 0 to 1."""
+    """Share of training over which the radius grows from 0; 0 to 1."""
+    ramp_shape: Literal["linear", "smooth"] = "linear"
+    """How it grows: linear; smooth, by the fourth power over the first quarter and linear from there, for deep networks, whose first interval bounds are wide at any radius."""  # noqa: E501  a line of help
     bound: Bound = "ibp"
     """Sound bounds that the robust loss is computed from."""
     robust_examples: Annotated[int, Range(1)] = 16

@@ -552,6 +552,28 @@ def test_each_way_to_subsample_trains_on_other_examples(tmp_path):
     assert len(found) == 4
 
 
+@pytest.mark.parametrize("shape", ["linear", "smooth"])
+def test_the_radius_grows_over_the_ramp_and_stays(shape):
+    config = Config(eps=0.1, train_eps_ratio=2.0, ramp=0.4, ramp_shape=shape)
+    radii = np.asarray(jax.vmap(run_module.radius(config, 1000))(np.arange(1000)))
+    assert radii[0] == 0
+    assert (np.diff(radii[:401]) > 0).all()
+    np.testing.assert_allclose(radii[400:], 0.2, rtol=1e-6)
+    slopes = np.diff(radii[:401]) / 5e-4  # of a line
+    if shape == "linear":
+        np.testing.assert_allclose(slopes, 1, rtol=1e-3)
+    else:
+        np.testing.assert_allclose(radii[:101], radii[100] * np.linspace(0, 1, 101) ** 4, rtol=1e-5)
+        np.testing.assert_allclose(slopes[100:], 4 * radii[100] / 100 / 5e-4, rtol=1e-3)  # no kink at the bend
+        assert slopes[:40].max() < 0.1
+
+
+def test_a_ramp_of_no_steps_is_the_whole_radius_from_the_second_step_on():
+    for shape in ("linear", "smooth"):
+        schedule = run_module.radius(Config(eps=0.1, ramp=0.0, ramp_shape=shape), 10)
+        assert float(schedule(1)) == pytest.approx(0.1)
+
+
 @pytest.mark.usefixtures("promoting")
 def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch, tmp_path):
     """By made-up measurements: the best lies before the end of the ramp, the best after it before the last."""

@@ -175,7 +175,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
             f"The network {config.model} cannot take images of shape {list(example.shape[1:])}, those of "
             f"{config.data}: {str(error).splitlines()[0]}."
         ) from error
-    eps = optax.linear_schedule(0.0, config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps)))
+    eps = radius(config, total_steps)
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay),
@@ -219,6 +219,27 @@ def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
     if not (warmup := round(config.warmup * total_steps)):
         return optax.cosine_decay_schedule(config.learning_rate, total_steps)
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(warmup + 1, total_steps))
+
+
+def radius(config: Config, total_steps: int) -> optax.Schedule:
+    """The radius that is trained on at every step, in pixel units.
+
+    The smooth one is that of Xu et al. (arXiv 2002.12920, `SmoothedScheduler` of their code): the parts meet with one
+    slope. Interval bounds of a new deep network are off by orders of magnitude more than those of a trained one, which
+    a line jumps over in a few steps.
+    """
+    end, last = config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps))
+    if config.ramp_shape == "linear":
+        return optax.linear_schedule(0.0, end, last)
+    bend = 0.25
+    height = end / (1 + 4 * (1 - bend) / bend)  # at the bend
+
+    def smooth(step: jax.typing.ArrayLike) -> jax.Array:
+        done = jnp.minimum(jnp.asarray(step, jnp.float32) / last, 1.0)
+        line = end - (end - height) * (1 - done) / (1 - bend)
+        return jnp.where(done < bend, height * (done / bend) ** 4, line)
+
+    return smooth
 
 
 def worst_case(config: Config, domain: tuple[float, float]) -> WorstCase:
