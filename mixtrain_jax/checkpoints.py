@@ -7,8 +7,10 @@ thread of our own, not by Orbax's, which would have the hashes beforehand.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,7 +142,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 leaves = read(self.folder, step)
-            except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
+            except CheckpointError as error:
                 damaged.append((step, first_line(error)))
                 continue
             tree = _fill(target, leaves, f"{self.folder}, step {step}", part)
@@ -173,14 +175,22 @@ def read(folder: Path, step: int) -> dict[str, np.ndarray]:
       The leaves by name.
 
     Raises:
-      CheckpointError: naming the leaf that differs from the manifest; where a file is damaged, anything that Orbax or
-        what it is made of raises.
+      CheckpointError: naming the leaf that differs from the manifest, or saying what else is damaged.
     """
+    try:
+        return _read(folder.absolute() / str(step), step)
+    except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
+        damage = first_line(error)
+    with _no_word_of_tasks():
+        gc.collect()
+    raise CheckpointError(damage)
+
+
+def _read(path: Path, step: int) -> dict[str, np.ndarray]:
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=ALONE))
     with ocp.Checkpointer(handler, multiprocessing_options=ALONE) as checkpointer:
         restored = checkpointer.restore(
-            folder.absolute() / str(step),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore()),
+            path, args=ocp.args.Composite(state=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore())
         )
     leaves = {name: np.asarray(value) for name, value in restored["state"].items()}
     found, expected = manifest(leaves), restored["manifest"]
@@ -190,6 +200,17 @@ def read(folder: Path, step: int) -> dict[str, np.ndarray]:
     if int(leaves["step"]) != step:
         raise CheckpointError(f"it holds step {int(leaves['step'])}")
     return leaves
+
+
+@contextlib.contextmanager
+def _no_word_of_tasks() -> Iterator[None]:
+    """Orbax reads leaves in tasks and gives up at the first that fails; asyncio logs a traceback of every other one."""
+    log = logging.getLogger("asyncio")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _fill(target: T, leaves: dict[str, np.ndarray], where: str, part: bool) -> T:

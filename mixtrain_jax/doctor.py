@@ -147,7 +147,7 @@ def _checkpoints(folder: Path, known: _Known) -> Iterator[Finding]:
         try:
             _refuse_odd(path)
             leaves = read(folder, int(name))
-        except Exception as error:  # as in `Checkpoints.restore`
+        except Exception as error:  # of files that are odd, gone or unreadable too
             if os.path.lexists(path):  # else it was deleted meanwhile
                 damaged.append(Finding("fault", subject, f"damaged ({first_line(error)}); {told}."))
             continue

@@ -1,3 +1,5 @@
+import asyncio
+import gc
 import itertools
 import json
 import resource
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mixtrain_jax import checkpoints
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.errors import CheckpointError
 from mixtrain_jax.fingerprints import fingerprint, manifest
@@ -188,6 +191,27 @@ def test_damage_falls_back_tells_and_moves_aside(three, how):
     save(checkpoints, 3, state(3, seed=1))
     assert bits(checkpoints.restore(blank(), pytest.fail)) == bits(state(3, seed=1))
     assert bits(restored(three)[0]) == bits(state(3, seed=1))
+
+
+def test_tasks_that_failed_beside_the_one_that_is_told_leave_no_tracebacks(three, monkeypatch, caplog):
+    """Orbax gives up at the first task that fails; whether others had failed by then is a matter of moments."""
+
+    def two_fail(path, step):
+        async def fail(leaf):
+            raise ValueError(f"{leaf} is damaged")
+
+        async def both():
+            tasks = [asyncio.ensure_future(fail(leaf)) for leaf in ("first", "last")]
+            await asyncio.sleep(0)
+            await tasks[0]
+
+        asyncio.run(both())
+
+    monkeypatch.setattr(checkpoints, "_read", two_fail)
+    with pytest.raises(CheckpointError, match="step 3: first is damaged"):
+        restored(three)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_every_flipped_bit_of_the_data_is_noticed(pristine, tmp_path):

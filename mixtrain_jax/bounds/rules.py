@@ -399,6 +399,16 @@ def _relax_identity(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxa
     return Relaxation(itself, itself)
 
 
+def times(coefficients: jax.Array, slope: jax.Array) -> jax.Array:
+    """Coefficients times slopes of their shape, or of one that broadcasts to it.
+
+    Taken as one row of entries: the gradient for the slopes is a sum over all rows that share them, for which XLA's CPU
+    backend takes ten times as long where there are more dimensions.
+    """
+    flat = jnp.broadcast_to(slope, coefficients.shape).reshape(-1)
+    return (coefficients.reshape(-1) * flat).reshape(coefficients.shape)
+
+
 def entrywise_relaxation(lines: relaxations.Lines, x: Interval, shift: jax.Array | None = None) -> Relaxation:
     """Lines for `g(x - shift) + shift` from lines for `g`, over the box of `x`."""
     value = None if shift is None else concrete(shift)
@@ -410,7 +420,7 @@ def entrywise_relaxation(lines: relaxations.Lines, x: Interval, shift: jax.Array
         return Affine(transpose, (shift - slope * shift + (0 if offset is None else offset),))
 
     def scale(slope: jax.Array) -> Callable[[Arrays], Arrays]:
-        return lambda coefficients: (coefficients[0] * slope,)
+        return lambda coefficients: (times(coefficients[0], slope),)
 
     below = scale(lines.lower_slope)
     above = below if lines.upper_slope is lines.lower_slope else scale(lines.upper_slope)

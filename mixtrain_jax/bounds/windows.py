@@ -367,7 +367,7 @@ def _transpose(op: Op, side: Affine, place: Place, grid: Sequence[int]) -> Calla
 
 def _scaled(slopes: Sequence[Any], coefficients: Arrays) -> Arrays:
     (a,) = coefficients
-    return tuple(a * slope for slope in slopes)
+    return tuple(a * slope if isinstance(slope, float) else rules.times(a, slope) for slope in slopes)
 
 
 def _slopes(op: Op, side: Affine, place: Place, grid: Sequence[int]) -> list[Callable[[Position], Any]]:
