@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
+from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import rules
 from mixtrain_jax.bounds.backward import Analysis, Linear, pulled
+from mixtrain_jax.bounds.interval import Interval
 from mixtrain_jax.bounds.tape import Op, Ref, Tape
 
 # Ops that keep all entries, and their order, where they don't change their number.
@@ -25,6 +28,7 @@ _RELABELLING = {
     *(primitives.copy_p, primitives.convert_element_type_p),
 }
 _SUMS = {primitives.add_p, primitives.add_jaxvals_p}
+_AT_A_TIME = 16  # columns: enough for a sum not to wait for memory, few enough for its gradient not to
 
 
 def through_affine_end(tape: Tape, out: Ref) -> Linear:
@@ -71,6 +75,43 @@ def through_affine_end(tape: Tape, out: Ref) -> Linear:
 
     rest = jax.vmap(pull)(rows.reshape(count, *ref.shape))
     return Linear(rest.seeds, constant + jnp.asarray(rest.constant, constant.dtype))
+
+
+def differences_over(every: Linear, label: ArrayLike, boxes: Sequence[Interval]) -> Interval:
+    """Bounds of `row[label] - row[j]` for each of many rows `j`, over boxes of what the rows are functions of.
+
+    All differences of `n` rows of `m` entries are `n * m` numbers for every label, of which no more than `n * 16` are
+    in memory here at a time, in the gradient too.
+
+    Args:
+      every: the rows.
+      label: one of them.
+      boxes: of all refs.
+
+    Returns:
+      An `Interval` of shape `[n]`; at the label it is 0.
+    """
+    value, radius = jnp.asarray(every.constant), jnp.zeros((), jnp.result_type(every.constant))
+    for index, rows in every.seeds.items():
+        matrix, box = rows.reshape(len(rows), -1), boxes[index]
+        value = value + matrix @ box.center.reshape(-1)
+        radius = radius + _distances(matrix, label, box.radius.reshape(-1))
+    difference = jax.lax.dynamic_index_in_dim(value, label) - value
+    return Interval(difference - radius, difference + radius)
+
+
+def _distances(matrix: jax.Array, label: ArrayLike, weights: jax.Array) -> jax.Array:
+    """Weighed l1 distances of a row from each row, `[n]`."""
+    n, m = matrix.shape
+    padded = jnp.pad(matrix, ((0, 0), (0, -m % _AT_A_TIME)))
+    row = jax.lax.dynamic_index_in_dim(padded, label, keepdims=False)
+
+    def add(total: jax.Array, some: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        parts = [jnp.abs(own - others) * weight for others, own, weight in zip(*some, strict=True)]
+        return sum(parts, total), None
+
+    parts = [x.reshape(-1, _AT_A_TIME, *x.shape[1:]) for x in (padded.T, row, jnp.pad(weights, (0, -m % _AT_A_TIME)))]
+    return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), jnp.zeros(n, matrix.dtype), tuple(parts))[0]
 
 
 def _same(op: Op, ref: Ref) -> bool:

@@ -17,7 +17,7 @@ from jax.extend.core import primitives
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules, windows  # noqa: F401  (the first three register)
-from mixtrain_jax.bounds.affine_end import through_affine_end
+from mixtrain_jax.bounds.affine_end import differences_over, through_affine_end
 from mixtrain_jax.bounds.backward import Analysis, Linear, Reach, Sides, map_rows, pull, pulled
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect
@@ -368,7 +368,13 @@ class Bounded:
         elif self.domain.sound:  # rounding is reckoned op by op
             bound = self._best_of(tape, _of_rows(out, differ(every)))
         else:
-            bound = self._best_of(tape, jax.tree.map(differ, through_affine_end(tape, out)))
+            every, known = through_affine_end(tape, out), self._analyses(tape)
+            boxes = known[0][1].boxes
+            forwards = len(known) == 1 and not self.domain.slopes and self.finish is linear
+            if many and forwards and not any(isinstance(boxes[index], Ball) for index in every.seeds):
+                bound = differences_over(every, label, boxes)
+            else:
+                bound = self._best_of(tape, jax.tree.map(differ, every))
         return jax.tree.map(others, bound) if many else bound
 
     def _best_of(self, tape: Tape, rows: Linear) -> Interval:

@@ -46,6 +46,33 @@ def examples(count):
     return mt.linf_ball(jnp.asarray(rng.normal(size=(count, 6))), 0.1), jnp.asarray(rng.integers(0, 2, count))
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_of_many_classes_boxes_alone_give_the_same_with_the_same_gradient(end, x64):
+    f, classes = functools.partial(ENDS[end], n=40), 40
+    ball, labels = examples(3)
+    labels = labels.at[0].set(classes - 1)
+    weights = jnp.asarray(normal(classes - 1))
+
+    def of_differences(ball, label):
+        found = mt.ibp(f).differences(label, ball)
+        return found, weights @ found.lower - weights @ found.upper**2
+
+    def of_rows(ball, label):
+        found = mt.ibp(f).rows(specification(label, classes, jnp.float64), ball)
+        return found, weights @ found.lower - weights @ found.upper**2
+
+    def with_gradient(one):
+        def whole(ball, labels):
+            found, losses = jax.vmap(one)(ball, labels)
+            return losses.sum(), found
+
+        return jax.jit(jax.grad(whole, has_aux=True))(ball, labels)
+
+    (gradient, found), (expected_gradient, expected) = with_gradient(of_differences), with_gradient(of_rows)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), found, expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), gradient, expected_gradient)
+
+
 @pytest.mark.parametrize(("end", "classes"), [*((end, 5) for end in ENDS), ("a product and a sum", 2), ("means", 40)])
 def test_differences_are_the_rows_of_the_specification(end, classes, x64):
     f = functools.partial(ENDS[end], n=classes)
