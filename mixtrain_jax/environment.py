@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 
 import jax
 
@@ -24,3 +25,26 @@ def device() -> str:
     """The accelerators in words, and the processors of the host."""
     count = f"{jax.device_count()} x " if jax.device_count() > 1 else ""
     return f"{count}{jax.devices()[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} host cores"
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process could still get of the host's memory, within its control group; None where none tells.
+
+    Args:
+      root: of the file system that Linux tells it in.
+    """
+    told = []
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        told += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        group = root / "sys/fs/cgroup"
+        if (most := (group / "memory.max").read_text().strip()) != "max":
+            cached = [
+                line.split()[1]
+                for line in (group / "memory.stat").read_text().splitlines()
+                if line.startswith(("active_file ", "inactive_file "))
+            ]
+            told.append(int(most) - int((group / "memory.current").read_text()) + sum(map(int, cached)))
+    except (OSError, ValueError, IndexError):
+        pass  # another system, or another version of this one
+    return min(told, default=None)

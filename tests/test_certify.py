@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_networks as networks
 
-from mixtrain_jax import certify
+from mixtrain_jax import certify, environment
 from mixtrain_jax.attacks import pgd, targeted
 from mixtrain_jax.bounds import BoundsError, Interval
 from mixtrain_jax.certify import Threat, evaluate, measure_curve
@@ -242,6 +242,45 @@ def test_batches_too_large_for_the_memory_are_halved(key, random):
     for name in ("predictions", "clean", "attacked", "verified", "proved_by", "broken_by"):
         np.testing.assert_array_equal(getattr(few, name), getattr(halved, name))
     np.testing.assert_allclose(few.margin, halved.margin, atol=1e-6)
+
+
+def test_bounds_that_would_not_fit_into_the_host_are_never_started(key, random, monkeypatch):
+    """Linux would kill the process: batches shrink by what XLA plans, before anything runs."""
+    logits_fn, split = random
+    wanted = []
+
+    def free():
+        wanted.append(True)
+        return 40_000
+
+    options = {"methods": certify.methods(["crown_ibp"]), "attacks": {}, "batch_size": 64}
+    whole = evaluate(key, logits_fn, split, Threat(0.1, PIXELS), **options)
+    monkeypatch.setattr(evaluation_module.environment, "free_memory", free)
+    halved = evaluate(key, logits_fn, split, Threat(0.1, PIXELS), **options)
+    assert len(wanted) > 2  # programs of fewer and fewer images
+    np.testing.assert_array_equal(whole.verified, halved.verified)
+    monkeypatch.setattr(evaluation_module.environment, "free_memory", lambda: 100)
+    with pytest.raises(
+        BoundsError, match=r"single example: RESOURCE_EXHAUSTED: 1 image.* want 0.0 GiB .* 0.0 GiB are free"
+    ):
+        evaluate(key, logits_fn, split, Threat(0.1, PIXELS), **options)
+
+
+def test_free_memory_is_the_least_of_what_machine_and_control_group_leave(tmp_path):
+    assert environment.free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:     500 kB\n")
+    assert environment.free_memory(tmp_path) == 500 * 1024
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert environment.free_memory(tmp_path) == 500 * 1024
+    (group / "memory.max").write_text("300000\n")
+    (group / "memory.current").write_text("250000\n")
+    (group / "memory.stat").write_text("anon 200000\nfile 50000\ninactive_file 30000\nactive_file 20000\n")
+    assert environment.free_memory(tmp_path) == 100_000
+    (group / "memory.stat").write_text("inactive_file many\n")
+    assert environment.free_memory(tmp_path) == 500 * 1024
 
 
 def test_too_little_memory_for_one_example_is_said(key, random):

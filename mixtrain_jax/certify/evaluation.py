@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax import bounds
+from mixtrain_jax import bounds, environment
 from mixtrain_jax.attacks import Attack, LogitsFn, Poll, Record, in_turn, pgd, smaller
 from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
@@ -333,7 +333,7 @@ def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limi
 
 
 def _in_batches(
-    f: Callable[..., jax.Array],
+    f: jax.stages.Wrapped,
     arrays: Sequence[np.ndarray],
     batch_size: int,
     poll: Callable[[int, int], None],
@@ -347,7 +347,7 @@ def _in_batches(
     if not n:
         out = jax.eval_shape(f, *(np.zeros((batch_size, *a.shape[1:]), a.dtype) for a in arrays))
         return np.zeros((0, *out.shape[1:]), out.dtype)
-    run, outputs, start = spread(f), [], 0
+    run, outputs, start = spread(_within_memory(f)), [], 0
     while start < n:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         try:
@@ -359,6 +359,33 @@ def _in_batches(
         start = min(start + batch_size, n)
         poll(start, n)
     return np.concatenate(outputs)
+
+
+def _within_memory(f: jax.stages.Wrapped) -> Callable[..., jax.Array]:
+    """A jitted function that says so where it would need more memory than the host has.
+
+    Accelerators say it themselves. On a host Linux promises memory that is not there, and kills who uses it.
+    """
+    if jax.default_backend() != "cpu":
+        return f
+    programs: dict[Any, Callable[..., jax.Array]] = {}
+
+    def call(*args: Any) -> jax.Array:
+        shapes = tuple(jnp.shape(leaf) for leaf in args)
+        if shapes not in programs:
+            program = f.lower(*args).compile()
+            devices = max((len(leaf.sharding.device_set) for leaf in args if isinstance(leaf, jax.Array)), default=1)
+            plan, free = program.memory_analysis(), environment.free_memory()
+            needed = devices * (plan.temp_size_in_bytes + plan.output_size_in_bytes) if plan else 0
+            if free is not None and needed > free:
+                needs, has = (f"{size / 2**30:.1f} GiB" for size in (needed, free))
+                raise jax.errors.JaxRuntimeError(
+                    f"RESOURCE_EXHAUSTED: {len(args[0])} image(s) at a time want {needs} of memory, and {has} are free."
+                )
+            programs[shapes] = program
+        return programs[shapes](*args)
+
+    return call
 
 
 def _assert_sound(both: np.ndarray, eps: float) -> None:
