@@ -364,8 +364,8 @@ def _in_batches(
 def _within_memory(f: jax.stages.Wrapped) -> Callable[..., jax.Array]:
     """A jitted function that says so where it would need more memory than the host has.
 
-    Accelerators say it themselves. On a host Linux promises memory that is not there, and kills who uses it. Processes of
-    one run have to agree on their batches, so there nobody is asked.
+    Accelerators say it themselves. On a host Linux promises memory that is not there, and kills who uses it. The
+    processes of one run have to agree on their batches, so where there are several nobody is asked.
     """
     if jax.default_backend() != "cpu" or jax.process_count() > 1:
         return f
