@@ -267,3 +267,18 @@ def test_one_entrance(module, tmp_path):
     for spec in ("model.pt", "", "not a module:net", "a:b:c"):
         with pytest.raises(ModelError, match="Expected a model as FILE"):
             load_model(spec)
+
+
+def test_an_entry_that_hides_the_next_is_noticed(tmp_path):
+    """Damage of the one length of a comment in the directory of a .npz file, for which Python has no word."""
+    path = tmp_path / "params.npz"
+    np.savez(path, **{"params/first": np.ones(3, np.float32), "params/last": np.zeros(2, np.float32)})
+    content = bytearray(path.read_bytes())
+    first = content.index(b"PK\x01\x02")
+    last = content.index(b"PK\x01\x02", first + 1)
+    content[first + 32 : first + 34] = (content.index(b"PK\x05\x06") - last).to_bytes(2, "little")
+    path.write_bytes(content)
+    with np.load(path) as found:
+        assert found.files == ["params/first"]
+    with pytest.raises(ModelError, match="does not list as many arrays as it says"):
+        read_params(path)

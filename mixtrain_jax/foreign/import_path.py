@@ -20,6 +20,7 @@ from mixtrain_jax.foreign.model import Model, checked
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 MAX_BYTES = 2**30
+_MANY = 2**16 - 1  # what a ZIP file says for as many entries or more, and the longest comment at its end
 
 
 def load_import_path(
@@ -204,10 +205,21 @@ def _check_size(path: Path, size: int, max_bytes: int) -> None:
 def _npz(path: Path, max_bytes: int) -> dict[str, Any]:
     with zipfile.ZipFile(path) as file:
         _check_size(path, sum(entry.file_size for entry in file.infolist()), max_bytes)
+        if _entries(path) not in (len(file.infolist()), _MANY):  # a damaged entry of the directory may hide the next
+            raise ModelError(f"{path} is damaged: its directory does not list as many arrays as it says.")
         if (damaged := file.testzip()) is not None:  # NumPy reads as much as a header says, which may be damaged
             raise ModelError(f"{path} is damaged: {damaged} does not match its checksum.")
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         return _nested({name: file[name] for name in file.files}, path)
+
+
+def _entries(path: Path) -> int:
+    """How many entries a ZIP file says it has, in its end record, which a comment of up to 64 KiB may follow."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _MANY - 22))
+        end = file.read()
+    start = end.rfind(b"PK\x05\x06")
+    return int.from_bytes(end[start + 10 : start + 12], "little")
 
 
 def _msgpack(path: Path) -> Any:
