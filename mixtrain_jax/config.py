@@ -60,6 +60,8 @@ class Config:
     """Sound bounds that the robust loss is computed from."""
     robust_examples: Annotated[int, Range(1)] = 16
     """k: examples of a batch that carry the robust loss; 1 to batch_size."""
+    robust_group: Annotated[int, Range(0, 10**6)] = 0
+    """Examples whose robust loss is computed at a time, on each device: fewer take less memory; 0 for what is fast, on CPU a few, elsewhere all; 0 to 1000000."""  # noqa: E501  a line of help
     subsample: Literal["batch", "epoch"] = "batch"
     """Where the k examples come from: each step's own batch, or a subset of the training examples drawn each epoch."""
     replace: bool = False

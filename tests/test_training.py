@@ -26,7 +26,7 @@ from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Batch, attacked, bounded, jit_once, make_steps
+from mixtrain_jax.training.steps import Batch, attacked, bounded, grouped, jit_once, make_steps
 
 ONE = parallel.data_mesh(jax.devices()[:1])
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
@@ -75,7 +75,9 @@ def default_params():
     return jax.jit(NET.init)(jax.random.key(0), dataset()[0][:1])
 
 
-def steps_of(rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS, steps_per_epoch=2.5, bad_steps=2):
+def steps_of(
+    rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS, steps_per_epoch=2.5, bad_steps=2, group=None
+):
     return make_steps(
         NET.apply,
         worst_case=worst_case or bounded(bounds.ibp, (0.0, 1.0)),
@@ -87,6 +89,7 @@ def steps_of(rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS
         tx=tx or optax.sgd(0.1, momentum=0.9),
         steps_per_epoch=steps_per_epoch,
         bad_steps=bad_steps,
+        group=group,
     )
 
 
@@ -208,6 +211,26 @@ def test_the_subsampled_loss_is_an_unbiased_estimate_of_that_of_all(replace):
         assert error.max() > 1e-4
         assert z.max() < 4.5
         assert (z < 3).mean() > 0.98
+
+
+def test_groups_of_examples_add_up_to_the_same_robust_part():
+    images, labels = dataset()
+    batch = Batch(images[:7], labels[:7])
+    whole, *parts = (steps_of(k=7, group=group).robust(state_of(), batch) for group in (None, 1, 3, 4, 7, 50))
+    for part in parts:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), part, whole)
+
+
+@pytest.mark.parametrize(
+    ("count", "group", "rows", "size"), [(7, 3, 9, 3), (8, 4, 8, 4), (5, 4, 6, 3), (4, 9, 4, None)]
+)
+def test_groups_come_out_even_and_weigh_every_example_once(count, group, rows, size):
+    images, labels = dataset()
+    (seen, classes, weights), found = grouped(Batch(images[:count], labels[:count]), group, ONE)
+    assert (len(seen), found) == (rows, size)
+    np.testing.assert_allclose(weights, [1 / count] * count + [0] * (rows - count), rtol=1e-6)
+    np.testing.assert_array_equal(seen[:count], images[:count])
+    np.testing.assert_array_equal(classes[:count], labels[:count])
 
 
 def test_robust_part_draws_other_examples_at_another_step():

@@ -14,9 +14,11 @@ import optax
 import mixtrain_jax as mt
 from mixtrain_jax import certify, losses, mixing
 from mixtrain_jax.attacks import cross_entropy, pgd
+from mixtrain_jax.bounds.cpu import ordered
+from mixtrain_jax.bounds.loops import total
 from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Batch, Part, Steps, WorstCase, attacked, bounded, make_steps
-from timed.nets import EPS, Net, Problem, make_problem
+from mixtrain_jax.training.steps import Batch, Part, Steps, WorstCase, attacked, bounded, grouped, make_steps
+from timed.nets import DOMAIN, EPS, Net, Problem, make_problem
 from timed.turns import Costs, Timed, program, together
 
 CHUNK = 256  # rows of a layer that CROWN has in memory at a time
@@ -81,25 +83,47 @@ def logits(problem: Problem, bound: str) -> Timed:
     return of_arrays(bounds, problem.params, problem.ball)
 
 
+def group_of(problem: Problem, f: mt.bounds.Method, examples: int) -> int | None:
+    """How many examples are bounded at a time, as in training and certification; None where all are."""
+    logits_fn = functools.partial(problem.apply, problem.params)
+    group = mt.bounds.group_size(f, logits_fn, problem.images.shape[1:])
+    return None if group is None or group >= examples else group
+
+
 def margins(problem: Problem, bound: str, sound: bool = False, chunk: int | None = CHUNK) -> Timed:
     """Lower bounds of all margins; soundly in floating point, at the highest precision, if asked for."""
     f = method(bound, sound=sound, chunk=chunk)
+    group = group_of(problem, f, len(problem.labels))
 
     def bounds(params: Any, ball: mt.Interval, labels: jax.Array) -> Any:
-        return mt.margins(f, functools.partial(problem.apply, params))(ball, labels)
+        return mt.margins(f, functools.partial(problem.apply, params), group=group)(ball, labels)
 
     with jax.default_matmul_precision("highest" if sound else None):
-        return of_arrays(bounds, problem.params, problem.ball, problem.labels, loops=bound == "crown")
+        loops = bound == "crown" or group is not None
+        return of_arrays(bounds, problem.params, problem.ball, problem.labels, loops=loops)
 
 
 def margins_gradient(problem: Problem, bound: str) -> Timed:
-    """Gradient for the parameters of the sum of all margins."""
+    """Gradient for the parameters of the sum of all margins, in groups of examples as in training."""
     f = method(bound)
+    group = group_of(problem, f, len(problem.labels))
 
-    def total(params: Any, ball: mt.Interval, labels: jax.Array) -> jax.Array:
-        return mt.margins(f, functools.partial(problem.apply, params))(ball, labels).sum()
+    def gradient(params: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def one(rows: Any) -> Any:
+            images, labels, weights = rows
 
-    return of_arrays(jax.grad(total), problem.params, problem.ball, problem.labels, loops=bound == "crown")
+            def part(params: Any) -> jax.Array:
+                bounds = mt.margins(f, functools.partial(problem.apply, params))
+                found = bounds(mt.linf_ball(images, EPS, DOMAIN), labels).sum(-1)
+                return jnp.vdot(weights * len(problem.labels), found)
+
+            return ordered(jax.grad(part))(params)
+
+        rows, size = grouped(Batch(images, labels), group, None)
+        return total(one, rows, size, jax.tree.map(jnp.zeros_like, params))
+
+    loops = bound == "crown" or group is not None
+    return of_arrays(gradient, problem.params, problem.images, problem.labels, loops=loops)
 
 
 def _input_gradient(problem: Problem) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -132,14 +156,14 @@ def attack(problem: Problem) -> Timed:
 # --- whole training steps -------------------------------------------------------------------------------------------
 
 
-def steps(problem: Problem, worst_case: WorstCase, k: int) -> tuple[Steps, TrainState, Batch]:
-    """Steps with a robust loss on k examples, a first state and one batch."""
+def steps(problem: Problem, worst_case: WorstCase, k: int, group: int | None = None) -> tuple[Steps, TrainState, Batch]:
+    """Steps with a robust loss on k examples, so many at a time, a first state and one batch."""
     tx = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(1e-3, weight_decay=1e-4))
     rule, params = mixing.constrained(0.98, optax.sgd(0.05)), list(problem.params)
     made = make_steps(
         problem.apply,
         **{"worst_case": worst_case, "eps": optax.constant_schedule(EPS), "k": k, "replace": False},
-        **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4},
+        **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4, "group": group},
     )
     zero = jnp.zeros((), jnp.int32)
     params = jax.tree.map(jnp.copy, params)  # an update takes the arrays of its state
@@ -154,7 +178,7 @@ class Trainer:
     """
 
     def __init__(self, problem: Problem):
-        made, self.state, self.batch = steps(problem, attacked(1, (0.0, 1.0)), 1)
+        made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1)
         self.absent = made.absent(self.state)
         self.clean, clean_costs = program(made.clean, self.state, self.batch)
         self.update, update_costs = program(made.update, self.state, self.absent, self.absent)
@@ -179,17 +203,17 @@ def standard(trainer: Trainer) -> Timed:
 
 def adversarial(trainer: Trainer, problem: Problem, attack_steps: int = 7) -> Timed:
     """A step of adversarial training: no clean loss, an attack on every example."""
-    made, state, batch = steps(problem, attacked(attack_steps, (0.0, 1.0)), len(problem.labels))
-    loops = jax.default_backend() != "cpu"  # there the attack is unrolled
-    robust, costs = program(made.robust, state, batch, loops=loops)
+    made, state, batch = steps(problem, attacked(attack_steps, DOMAIN), len(problem.labels))
+    robust, costs = program(made.robust, state, batch, loops=True)
     return trainer.step(robust, costs, clean=False)
 
 
 def certified(trainer: Trainer, problem: Problem, bound: str, share: int) -> Timed:
     """A step of training with sound bounds of one example in so many."""
     k = max(1, len(problem.labels) // share)
-    made, state, batch = steps(problem, bounded(method(bound), (0.0, 1.0)), k)
-    robust, costs = program(made.robust, state, batch, loops=bound == "crown")
+    group = group_of(problem, method(bound), k)
+    made, state, batch = steps(problem, bounded(method(bound), DOMAIN), k, group)
+    robust, costs = program(made.robust, state, batch, loops=bound == "crown" or group is not None)
     return trainer.step(robust, costs)
 
 

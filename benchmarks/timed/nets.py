@@ -14,6 +14,7 @@ import numpy as np
 import mixtrain_jax as mt
 
 EPS = 0.01  # how long a bound takes does not depend on it
+DOMAIN = (0.0, 1.0)  # of pixels
 Params = Sequence[tuple[jax.Array, ...]]  # of a layer: weight, bias, weight, bias, ...; HWIO, and [in, out]
 
 
@@ -149,7 +150,7 @@ class Problem(NamedTuple):
     params: Params
     images: jax.Array
     labels: jax.Array
-    ball: mt.Interval  # all within `EPS` of the images, in [0, 1]
+    ball: mt.Interval  # all within `EPS` of the images, in the domain
 
     def apply(self, params: Any, x: jax.Array) -> jax.Array:
         """Logits of images."""
@@ -161,4 +162,4 @@ def make_problem(net: Net, batch: int) -> Problem:
     params = random_params(net)
     images = jnp.asarray(np.random.default_rng(0).random((batch, *net.shape), np.float32))
     labels = jax.jit(functools.partial(apply, net))(params, images).argmax(-1)
-    return Problem(net, params, images, labels, mt.linf_ball(images, EPS, (0.0, 1.0)))
+    return Problem(net, params, images, labels, mt.linf_ball(images, EPS, DOMAIN))

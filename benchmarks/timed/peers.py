@@ -41,7 +41,7 @@ def jax_verify(name: str, problem: Problem) -> Timed:
     def bound(params: Any, ball: mt.Interval, specified: jax.Array) -> Any:
         network = functools.partial(problem.apply, params)
         if name == "forward":
-            return network(ball.lower)
+            return network(problem.images)
         if name == "ibp":
             out = propagate[name](network, peer.IntervalBound(ball.lower, ball.upper))
             return out.lower, out.upper
@@ -83,7 +83,7 @@ def auto_lirpa(name: str, problem: Problem) -> Timed:
             return [x.grad for x in bounded.parameters()]
         with torch.no_grad():
             if name == "forward":
-                return [network(lower)]
+                return [network(images)]
             return bounded.compute_bounds(x=(ball,), method=method) if name == "ibp" else [margins()]
 
     def call() -> Any:

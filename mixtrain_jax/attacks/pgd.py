@@ -12,6 +12,7 @@ from mixtrain_jax.attacks import geometry
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
 from mixtrain_jax.attacks.search import Best, LogitsFn, keep, stepwise, unknown
 from mixtrain_jax.bounds import BoundsError, Interval
+from mixtrain_jax.bounds.cpu import ordered
 
 Measure = Callable[[LogitsFn, Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
 """`(logits_fn, option, points, goal) -> (what to ascend, margins)`, both `[n]`."""
@@ -50,7 +51,7 @@ def pgd(
 
     Steps follow the gradient's sign in a box and its direction in a Euclidean ball. Called outside `jax.jit`, every
     step is one compiled call; compilation happens once for a `logits_fn`, which must be hashable, options and a shape.
-    Inside `jax.jit` it is a loop in the compiled program, slow on CPU for networks with convolutions.
+    Inside `jax.jit` it is a loop in the compiled program.
 
     Args:
       key: a random key.
@@ -207,10 +208,9 @@ def descend(
       Inputs `[n, ...]` in the ball.
     """
     geometry.check_ball(ball)
-    uphill = jax.grad(lambda points: cross_entropy(logits_fn(points), labels).sum())
+    uphill = ordered(jax.grad(lambda points: cross_entropy(logits_fn(points), labels).sum()))
 
     def step(_: jax.Array, points: jax.Array) -> jax.Array:
         return geometry.project(ball, points + geometry.steepest(ball, uphill(points), 2.5 / steps))
 
-    unroll = jax.default_backend() == "cpu"  # in loops XLA does not find the fast form of convolutions there
-    return jax.lax.fori_loop(0, steps, step, geometry.uniform(key, ball), unroll=unroll)
+    return jax.lax.fori_loop(0, steps, step, geometry.uniform(key, ball))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mixtrain_jax.attacks.geometry import spread
 from mixtrain_jax.attacks.objectives import margin
 from mixtrain_jax.bounds import Interval
+from mixtrain_jax.bounds.cpu import ordered
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 """`[n, ...] -> [n, classes]`, examples independent of each other; hashable."""
@@ -68,8 +69,7 @@ def stepwise(
 ) -> tuple[Loop, tuple[Callable[..., Any], ...]]:
     """A loop and the functions of its body, as fits where the attack is called.
 
-    Outside `jax.jit` it is a Python loop over compiled functions. Inside it is `jax.lax.fori_loop`, many times slower
-    on CPU where the network has convolutions: XLA finds the fast form of their gradients outside of loops only.
+    Outside `jax.jit` it is a Python loop over compiled functions. Inside it is `jax.lax.fori_loop`.
 
     What is compiled is kept until another network is attacked, so batches of one shape share one compilation. No
     network's weights are kept alive but the last one's.
@@ -84,7 +84,7 @@ def stepwise(
       A `Loop`, and the functions.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
-        return _whole, make(logits_fn, *options)
+        return _whole, tuple(map(ordered, make(logits_fn, *options)))
     kept = _compiled(logits_fn)
     if (make, options) not in kept:
         kept[make, options] = tuple(map(jax.jit, make(logits_fn, *options)))

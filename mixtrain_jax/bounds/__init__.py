@@ -8,7 +8,7 @@ from mixtrain_jax.bounds.errors import BoundsError, UnsupportedPrimitiveError
 from mixtrain_jax.bounds.functions import register_function
 from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect, l1_ball, l2_ball, linf_ball
-from mixtrain_jax.bounds.margins import margins, specification
+from mixtrain_jax.bounds.margins import group_size, margins, specification
 from mixtrain_jax.bounds.properties import Inequality, Junction, all_of, any_of, inequality, property_margin
 from mixtrain_jax.bounds.rules import Rule, register
 from mixtrain_jax.bounds.symbolic import Method, symbolic
@@ -30,6 +30,7 @@ __all__ = [
     "any_of",
     "crown",
     "crown_ibp",
+    "group_size",
     "ibp",
     "inequality",
     "intersect",

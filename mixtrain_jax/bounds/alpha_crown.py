@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.bounds import rules
-from mixtrain_jax.bounds.backward import Analysis, Linear, map_rows, pull
+from mixtrain_jax.bounds.backward import Analysis, Linear, pull
 from mixtrain_jax.bounds.engine import Bounded, Domain, linear, read, slack, uses_of
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Interval, intersect
+from mixtrain_jax.bounds.loops import map_rows
 from mixtrain_jax.bounds.symbolic import Method
 from mixtrain_jax.bounds.tape import Op, Tape
 

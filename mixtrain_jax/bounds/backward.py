@@ -38,13 +38,6 @@ class Analysis(NamedTuple):
     floor: list[jax.Array | None]  # what underflow may add to a bound that is pulled through an op
 
 
-def map_rows(f: Callable[[Any], Any], rows: Any, chunk: int | None) -> Any:
-    """A function of each row of a pytree of arrays, `chunk` of them in memory at a time."""
-    if chunk is None or chunk >= len(jax.tree.leaves(rows)[0]):
-        return jax.vmap(f)(rows)
-    return jax.lax.map(f, rows, batch_size=chunk)
-
-
 class Linear(NamedTuple):
     """A linear function of values on the tape, or many, one a row."""
 

@@ -18,9 +18,10 @@ from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules, windows  # noqa: F401  (the first three register)
 from mixtrain_jax.bounds.affine_end import differences_over, through_affine_end
-from mixtrain_jax.bounds.backward import Analysis, Linear, Reach, Sides, map_rows, pull, pulled
+from mixtrain_jax.bounds.backward import Analysis, Linear, Reach, Sides, pull, pulled
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect
+from mixtrain_jax.bounds.loops import map_rows
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.rules import Arrays, Relaxation
 from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.errors import BoundsError
+from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.interval import Ball, Interval, check, concrete
+from mixtrain_jax.bounds.loops import largest_array, map_rows
 from mixtrain_jax.bounds.symbolic import Method
 
+_CACHED = 2**20  # bytes of one array that stay close to a core, with some others of its size
+_FEWEST = 4  # examples that are worth a pass over all weights, and over their gradients
 
-def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval, ArrayLike], jax.Array]:
+
+def margins(
+    method: Method, f: Callable[[Any], jax.Array], *, group: int | None = None
+) -> Callable[[Interval, ArrayLike], jax.Array]:
     """Lower bounds of `z_y - z_j` for every class `j` other than the label `y`, where `z = f(x)`.
 
     The differences are folded into the affine maps that end `f`, which is tighter than the difference of two bounds. An
@@ -24,6 +31,8 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
     Args:
       method: `ibp`, `symbolic`, `crown`, `crown_ibp`, or one of them with options by `functools.partial`.
       f: logits of a batch, `[n, ...] -> [n, classes]`, that treats examples independently of each other.
+      group: how many examples are bounded at a time, in a loop, which saves memory and may be faster: `group_size` says
+        when. None for all at once.
 
     Returns:
       A function of a ball of shape `[n, ...]` and integer labels `[n]` that returns margins `[n, classes - 1]`, classes
@@ -66,9 +75,31 @@ def margins(method: Method, f: Callable[[Any], jax.Array]) -> Callable[[Interval
 
         if labels.ndim == 0:
             return example(ball, labels, f)
-        return jax.vmap(lambda x, y: example(x, y, lambda v: f(v[None])[0]))(ball, labels)
+        return map_rows(lambda row: example(row[0], row[1], lambda v: f(v[None])[0]), (ball, labels), group)
 
     return bounded
+
+
+def group_size(method: Method, f: Callable[[Any], jax.Array], shape: Sequence[int]) -> int | None:
+    """How many examples `margins` is best given at a time, for speed; for less memory any smaller number will do.
+
+    A bound that goes backwards has a copy of the widest layer for each of its rows, of each example. Those of a few
+    examples stay in the caches of a core, which makes it up to twice as fast on CPU.
+
+    Args:
+      method: as for `margins`.
+      f: as for `margins`.
+      shape: of one example.
+
+    Returns:
+      The `group` for `margins`; None, all at once, on accelerators and on several devices, and for `ibp`, which has no
+      rows.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or getattr(method, "func", method) is ibp:
+        return None
+    bounded = margins(method, lambda x: f(x[None])[0])
+    size = largest_array(lambda x: bounded(Interval(x, x), 0), jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
+    return max(_FEWEST, 1 << (_CACHED // size).bit_length() - 1) if size <= _CACHED else _FEWEST
 
 
 def _checked_batch(ball: Interval, labels: jax.Array) -> Interval:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import Primitive, primitives
 
 from mixtrain_jax.bounds import convolution, relaxations, rounding
+from mixtrain_jax.bounds.cpu import times_absolute
 from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 from mixtrain_jax.bounds.relaxations import Slopes
@@ -203,10 +204,16 @@ def _bilinear(op: Op, operands: Sequence[Value]) -> list[Interval]:
         spread = (op.bind(jnp.abs(x.center), y.radius), op.bind(x.radius, jnp.abs(y.center) + y.radius))
         radius = tuple(a + b for a, b in zip(*spread, strict=True))
     elif isinstance(x, Interval):
-        center, radius = op.bind(x.center, y), op.bind(x.radius, jnp.abs(_array(y)))
+        center, radius = op.bind(x.center, y), _spread(op, x.radius, _array(y))
     else:
         center, radius = op.bind(x, _interval(y).center), op.bind(jnp.abs(_array(x)), _interval(y).radius)
     return [Interval(c - r, c + r) for c, r in zip(center, radius, strict=True)]
+
+
+def _spread(op: Op, radius: jax.Array, weights: jax.Array) -> Arrays:
+    if op.primitive is primitives.dot_general_p:
+        return (times_absolute(radius, weights, **op.params),)
+    return op.bind(radius, jnp.abs(weights))
 
 
 def _mul(op: Op, operands: Sequence[Value]) -> list[Interval]:

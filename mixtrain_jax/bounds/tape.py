@@ -21,6 +21,7 @@ from jax.extend.core import primitives
 
 from mixtrain_jax.bounds import interval as interval_lib
 from mixtrain_jax.bounds import lowering, sharding
+from mixtrain_jax.bounds.cpu import convolution
 from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 
@@ -305,6 +306,8 @@ def _evaluate(primitive: core.Primitive, params: dict[str, Any], operands: Seque
 
 
 def _bind(primitive: core.Primitive, params: dict[str, Any], operands: Sequence[Any]) -> tuple[jax.Array, ...]:
+    if primitive is primitives.conv_general_dilated_p:
+        return (convolution(*operands, **params),)
     outputs = primitive.bind(*operands, **primitive.get_bind_params(params))
     return tuple(outputs) if primitive.multiple_results else (outputs,)
 

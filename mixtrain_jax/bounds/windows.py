@@ -23,8 +23,9 @@ from jax import lax
 from jax.extend.core import primitives
 
 from mixtrain_jax.bounds import rules
-from mixtrain_jax.bounds.backward import Analysis, Linear, map_rows, pull, slackened
+from mixtrain_jax.bounds.backward import Analysis, Linear, pull, slackened
 from mixtrain_jax.bounds.interval import Ball, Interval
+from mixtrain_jax.bounds.loops import map_rows
 from mixtrain_jax.bounds.rules import Affine, Arrays, Relaxation
 from mixtrain_jax.bounds.tape import Op, Ref, Tape
 

@@ -315,7 +315,8 @@ def _smallest_margin(
     labels: jax.Array,
     eps: jax.Array,
 ) -> jax.Array:
-    return margins(method, logits_fn)(threat.ball(images, eps), labels).min(-1)
+    group = bounds.group_size(method, logits_fn, images.shape[1:])
+    return margins(method, logits_fn, group=group)(threat.ball(images, eps), labels).min(-1)
 
 
 def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limit: float) -> np.ndarray:

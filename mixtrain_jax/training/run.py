@@ -20,8 +20,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mixtrain_jax import certify, data, environment, mixing, models, parallel
-from mixtrain_jax.attacks import pgd
+from mixtrain_jax import bounds, certify, data, environment, mixing, models, parallel
+from mixtrain_jax.attacks import LogitsFn, pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
@@ -194,6 +194,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         tx=tx,
         steps_per_epoch=count / config.batch_size,
         bad_steps=config.bad_steps,
+        group=robust_group(config, functools.partial(apply, params), example.shape[1:]),
         mesh=mesh,
         layout=config.params,
     )
@@ -242,11 +243,23 @@ def radius(config: Config, total_steps: int) -> optax.Schedule:
     return smooth
 
 
+def method(config: Config) -> bounds.Method:
+    """The bounds of training."""
+    return certify.methods([config.bound], sound=False)[config.bound]
+
+
+def robust_group(config: Config, logits_fn: LogitsFn, shape: Sequence[int]) -> int | None:
+    """Of how many examples of this shape the robust loss is computed at a time; None for all."""
+    if config.trainer in ("standard", "pgd"):
+        return None
+    return config.robust_group or bounds.group_size(method(config), logits_fn, shape)
+
+
 def worst_case(config: Config, domain: tuple[float, float]) -> WorstCase:
     """The worst case that the robust loss of a config is made of."""
     if config.trainer == "pgd":
         return attacked(config.train_attack_steps, domain)
-    return bounded(certify.methods([config.bound], sound=False)[config.bound], domain)
+    return bounded(method(config), domain)
 
 
 def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
@@ -585,13 +598,16 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
     """A function of the state: clean and verified accuracy on the held-out examples at the full radius."""
     config, count = setup.config, measured(setup)
     split = setup.heldout[:count].floats()
-    worst = bounded(certify.methods([config.bound], sound=False)[config.bound], setup.dataset.domain)
+    group = bounds.group_size(
+        method(config), functools.partial(setup.apply, setup.initial.params), split.images.shape[1:]
+    )
 
     @jax.jit
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits_fn = functools.partial(setup.apply, parallel.pin(params, setup.mesh, "replicated"))
         right = logits_fn(batch.images).argmax(-1) == batch.labels
-        lower = worst(jax.random.key(0), logits_fn, batch, jnp.float32(config.eps))
+        ball = bounds.linf_ball(batch.images, jnp.float32(config.eps), setup.dataset.domain)
+        lower = bounds.margins(method(config), logits_fn, group=group)(ball, batch.labels)
         return parallel.pin((right, right & (lower > 0).all(-1)), setup.mesh, "replicated")
 
     # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.

@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 from mixtrain_jax import losses, parallel, subsample
 from mixtrain_jax.attacks import LogitsFn, descend
 from mixtrain_jax.bounds import Method, linf_ball, margins, specification
+from mixtrain_jax.bounds.cpu import ordered
+from mixtrain_jax.bounds.loops import total
 from mixtrain_jax.mixing import MixRule, Signals
 from mixtrain_jax.training.state import Bad, Totals, TrainState
 
@@ -85,6 +87,25 @@ def computed_in(apply: Apply, dtype: jax.typing.DTypeLike) -> Apply:
     return apply_in
 
 
+def grouped(batch: Batch, group: int | None, mesh: Mesh | None) -> tuple[tuple[jax.Array, ...], int | None]:
+    """Images, labels and weights in a mean, so many that groups come out even, and the size of a group.
+
+    Args:
+      batch: the examples.
+      group: how many at a time on each device, about; None for all.
+      mesh: the devices.
+    """
+    count, size = len(batch.labels), None
+    rows = np.arange(count)
+    if group is not None and (groups := -(-count // (group * (mesh.size if mesh else 1)))) > 1:
+        size = -(-count // groups)
+        size = parallel.padded(size, mesh) if mesh else size
+        rows = np.minimum(np.arange(groups * size), count - 1)
+    weights = np.where(np.arange(len(rows)) < len(batch), np.float32(1 / len(batch)), np.float32(0))
+    images, labels = (batch.images, batch.labels) if len(rows) == count else (batch.images[rows], batch.labels[rows])
+    return (images, labels, jnp.asarray(weights)), size
+
+
 class Part(NamedTuple):
     """One of the two losses on a batch: its mean, the accuracy in its own sense, and the gradient of the mean."""
 
@@ -117,6 +138,7 @@ def make_steps(
     tx: optax.GradientTransformation,
     steps_per_epoch: float,
     bad_steps: int = 0,
+    group: int | None = None,
     mesh: Mesh | None = None,
     layout: parallel.Layout = "replicated",
 ) -> Steps:
@@ -134,6 +156,7 @@ def make_steps(
       tx: optimizer.
       steps_per_epoch: steps in one pass over the training data.
       bad_steps: how many steps in a row may be skipped; after one more the state stands still.
+      group: of how many examples the robust loss is computed at a time, on each device; None for all.
       mesh: the devices; None for one.
       layout: of the state on them; `rows` is none for a state.
     """
@@ -145,7 +168,7 @@ def make_steps(
             return batch.mean(losses.clean_loss(logits, batch.labels)), batch.mean(right)
 
         params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
-        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, accuracy), gradient = ordered(jax.value_and_grad(loss, has_aux=True))(params)
         return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
     def robust(state: TrainState, pool: Batch) -> Part:
@@ -159,13 +182,18 @@ def make_steps(
             picked = parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows")
             batch = Batch(*picked, count=k)
 
-        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        def loss(params: Any, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            images, labels, weights = rows
             logits_fn = functools.partial(robust_apply or apply, params)
-            lower = worst_case(step_key, logits_fn, batch, jnp.asarray(eps(state.step)))
-            return batch.mean(losses.robust_loss(lower)), batch.mean((lower > 0).all(-1))
+            lower = worst_case(step_key, logits_fn, Batch(images, labels), jnp.asarray(eps(state.step)))
+            proved = jnp.where((lower > 0).all(-1), weights, 0)
+            return jnp.vdot(weights, losses.robust_loss(lower)), proved.sum()
 
         params = parallel.pin(state.params, mesh, "replicated")
-        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        rows, size = grouped(batch, group, mesh)
+        gradients = ordered(jax.value_and_grad(loss, has_aux=True))
+        zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
+        (value, accuracy), gradient = total(lambda rows: gradients(params, rows), rows, size, zero)
         return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
     def update(state: TrainState, clean: Part, robust: Part) -> TrainState:

@@ -1,0 +1,180 @@
+"""Operations in the forms that XLA's CPU backend runs fast; elsewhere, they are what they are.
+
+What was measured of each stands in benchmarks/README.md. All of these compute the same sums in another order, which
+bounds in floating point allow for.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jax.extend.core import primitives
+
+_WITH_BODIES = (primitives.jit_p, primitives.scan_p, primitives.while_p, primitives.cond_p)
+_NARROW, _CHANNELS = 32, 4  # windows and outputs of a convolution, and its inputs, that are worth one product
+_LARGE = 2**20  # entries of a matrix whose absolute values are not all made at once
+_STRIP = 2**18  # entries of it that are
+
+
+def ordered(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of arrays, on CPU with convolutions that are fast in loops too.
+
+    XLA's CPU backend puts the dimensions of a convolution in the order that its kernels want in a program's entry
+    computation alone. In loops the gradients of a convolution take ten times as long, unless they are written in that
+    order, as they are here. To be called around derivatives and `vmap`, for what those make of a convolution has an
+    order of its own.
+    """
+    if jax.default_backend() != "cpu":
+        return f
+
+    def same(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        return jax.tree.unflatten(jax.tree.structure(shapes), _run(closed, jax.tree.leaves(args)))
+
+    return same
+
+
+def opened(closed: Any) -> Any:
+    """The jaxpr inside a closed one; newer jax has one class for both."""
+    return getattr(closed, "jaxpr", closed)
+
+
+def _run(closed: Any, args: Sequence[Any]) -> list[Any]:
+    """What a jaxpr computes, its convolutions and those of the loops and calls in it in order."""
+    jaxpr = opened(closed)
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def value(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        operands, params = list(map(value, eqn.invars)), eqn.primitive.get_bind_params(eqn.params)
+        if eqn.primitive is primitives.conv_general_dilated_p:
+            outputs = _in_order(*operands, **params)
+        else:
+            if eqn.primitive in _WITH_BODIES and _convolves(eqn):
+                params = jax.tree.map(_rewritten, params, is_leaf=_is_body)
+            outputs = eqn.primitive.bind(*operands, **params)
+        env.update(zip(eqn.outvars, outputs if eqn.primitive.multiple_results else [outputs], strict=True))
+    return list(map(value, jaxpr.outvars))
+
+
+def _convolves(eqn: Any) -> bool:
+    inner = [inner for body in core.jaxprs_in_params(eqn.params) for inner in body.eqns]
+    return eqn.primitive is primitives.conv_general_dilated_p or any(map(_convolves, inner))
+
+
+def _is_body(x: Any) -> bool:
+    return isinstance(x, core.ClosedJaxpr)
+
+
+def _rewritten(x: Any) -> Any:
+    if not _is_body(x):
+        return x
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in x.in_avals]
+    return jax.make_jaxpr(lambda *args: _run(x, args))(*shapes)
+
+
+def _in_order(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:
+    """A convolution of channels-last arrays, and transposes around it."""
+    lhs, rhs, out = dimension_numbers
+    last = len(lhs) - 1
+    channels_last = (0, last, *range(1, last))
+    numbers = lax.ConvDimensionNumbers(channels_last, (last, last - 1, *range(last - 1)), channels_last)
+    x, kernel = x.transpose(lhs[0], *lhs[2:], lhs[1]), kernel.transpose(*rhs[2:], rhs[1], rhs[0])
+    y = convolution(x, kernel, dimension_numbers=numbers, **params)
+    return y.transpose(np.argsort((out[0], *out[2:], out[1])))
+
+
+def convolution(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """A convolution by its primitive's parameters, with the derivatives of the primitive.
+
+    One of few channels has narrow matrix products, one a tap. As a single product, of the windows that its outputs see,
+    it is up to twice as fast.
+    """
+    plain = functools.partial(primitives.conv_general_dilated_p.bind, **params)
+    if not _is_thin(x, kernel, **params):
+        return plain(x, kernel)
+    by_windows = jax.custom_jvp(functools.partial(_by_windows, **params))
+    by_windows.defjvp(lambda primals, tangents: (by_windows(*primals), jax.jvp(plain, primals, tangents)[1]))
+    return by_windows(x, kernel)
+
+
+def _is_thin(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **params: Any) -> bool:
+    out_channels, in_channels, *sizes = (kernel.shape[d] for d in dimension_numbers.rhs_spec)
+    return (
+        jax.default_backend() == "cpu"
+        and x.dtype == kernel.dtype
+        and x.dtype in (jnp.float32, jnp.float64)
+        and params.get("preferred_element_type") in (None, x.dtype)
+        and all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and all(low >= 0 and high >= 0 for low, high in params["padding"])
+        and in_channels <= _CHANNELS
+        and 1 <= in_channels * math.prod(sizes) <= _NARROW
+        and out_channels <= _NARROW
+    )
+
+
+def _by_windows(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:
+    lhs, rhs, out = dimension_numbers
+    x, kernel = x.transpose(lhs[0], *lhs[2:], lhs[1]), kernel.transpose(*rhs[2:], rhs[1], rhs[0])
+    sizes, strides = kernel.shape[:-2], params["window_strides"]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)])
+    spans = [(n - k) // s * s + 1 for n, k, s in zip(x.shape[1:-1], sizes, strides, strict=True)]
+
+    def seen(tap: Sequence[int]) -> jax.Array:
+        ends = [at + span for at, span in zip(tap, spans, strict=True)]
+        return lax.slice(x, (0, *tap, 0), (len(x), *ends, x.shape[-1]), (1, *strides, 1))
+
+    windows = jnp.concatenate([seen(tap) for tap in itertools.product(*map(range, sizes))], -1)
+    y = jnp.tensordot(windows, kernel.reshape(-1, kernel.shape[-1]), 1, precision=params["precision"])
+    return y.transpose(np.argsort((out[0], *out[2:], out[1])))
+
+
+def times_absolute(x: jax.Array, matrix: jax.Array, **params: Any) -> jax.Array:
+    """The product of an array and the absolute values of a matrix, by the parameters of `dot_general`.
+
+    Absolute values of a large matrix, all made at once, are written to memory and read back, which takes several times
+    as long as a product with few rows. So they are made and multiplied strip by strip.
+    """
+    whole = functools.partial(_times_all, params=params)
+    strips = _strips(matrix, **params)
+    if strips < 2:
+        return whole(x, matrix)
+    by_strips = jax.custom_jvp(functools.partial(_times_strips, params=params, strips=strips))
+    by_strips.defjvp(lambda primals, tangents: (by_strips(*primals), jax.jvp(whole, primals, tangents)[1]))
+    return by_strips(x, matrix)
+
+
+def _strips(matrix: jax.Array, *, dimension_numbers: Any, **params: Any) -> int:
+    """In how many even strips of the dimension that is summed over; 1 for the whole."""
+    if jax.default_backend() != "cpu" or matrix.ndim != 2 or matrix.size < _LARGE or dimension_numbers[0][1] != (0,):
+        return 1
+    return next((n for n in range(-(-matrix.size // _STRIP), len(matrix) // 64) if len(matrix) % n == 0), 1)
+
+
+def _times_all(x: jax.Array, matrix: jax.Array, *, params: dict[str, Any]) -> jax.Array:
+    return primitives.dot_general_p.bind(x, jnp.abs(matrix), **params)
+
+
+def _times_strips(x: jax.Array, matrix: jax.Array, *, params: dict[str, Any], strips: int) -> jax.Array:
+    (axis,) = params["dimension_numbers"][0][0]
+    size = len(matrix) // strips
+
+    def add(so_far: jax.Array, strip: jax.Array) -> tuple[jax.Array, None]:
+        part, rows = (lax.dynamic_slice_in_dim(a, strip * size, size, d) for a, d in ((x, axis), (matrix, 0)))
+        return so_far + _times_all(part, rows, params=params), None
+
+    shape = jax.eval_shape(functools.partial(_times_all, params=params), x, matrix)
+    return lax.scan(add, jnp.zeros(shape.shape, shape.dtype), jnp.arange(strips))[0]
