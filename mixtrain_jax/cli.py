@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -213,6 +214,9 @@ def _guarded(act: Callable[[], int]) -> int:
     except (MixtrainError, BoundsError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:  # whoever read the output has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write must not fail again
+        return 1
 
 
 def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | None, Hosts, bool]:

@@ -117,7 +117,7 @@ class Config:
     points: Annotated[int, Range(1, 10**6)] = 40
     """How often training logs and measures on the held-out examples, over the whole run; 1 to 1000000."""
     steps_per_dispatch: Annotated[int, Range(1, 10**4)] = 1
-    """Steps that are one compiled program, which saves the host's part of each; rows of the log, checkpoints and stops come at multiples of it; on CPU convolutions are slow in it; 1 to 10000."""  # noqa: E501  a line of help
+    """Steps that are one compiled program, which saves the host's part of each; rows of the log, checkpoints and stops come at multiples of it; 1 to 10000."""  # noqa: E501  a line of help
     checkpoint_seconds: Annotated[float, Range(0)] = 10.0
     """Seconds between checkpoints, 0 for one every step, or every program of steps_per_dispatch; at least 0."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0

@@ -51,6 +51,14 @@ def test_help_lists_every_field():
         assert words in done.stdout
 
 
+def test_a_reader_that_has_gone_is_no_traceback():
+    process = program.start("--help")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+    process.stderr.close()
+
+
 def test_an_unknown_flag_exits_with_2_and_comes_with_the_nearest():
     done = program.run("--learning-rat", "1")
     assert done.returncode == 2

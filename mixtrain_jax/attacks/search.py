@@ -87,7 +87,7 @@ def stepwise(
         return _whole, tuple(map(ordered, make(logits_fn, *options)))
     kept = _compiled(logits_fn)
     if (make, options) not in kept:
-        kept[make, options] = tuple(map(jax.jit, make(logits_fn, *options)))
+        kept[make, options] = tuple(jax.jit(ordered(part)) for part in make(logits_fn, *options))
     return _loop, kept[make, options]
 
 

@@ -11,9 +11,8 @@ of all taps, whose parts are then shifted and added, takes a third of the time, 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 
+from mixtrain_jax.bounds.cpu import by_place, from_depth, spread
 from mixtrain_jax.bounds.tape import Op, Ref
 
 Transpose = Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]]
@@ -56,7 +56,7 @@ def _transposed(op: Op, x: Ref, kernel: jax.Array) -> Transpose:
     params, strides = op.params, op.params["window_strides"]
     lhs, rhs, out = params["dimension_numbers"]
     rank = len(strides)
-    weights, taps = _by_place(jnp.transpose(kernel, (*rhs[2:], rhs[1], rhs[0])), strides)
+    weights, taps = by_place(jnp.transpose(kernel, (*rhs[2:], rhs[1], rhs[0])), strides)
     inputs = [x.shape[d] for d in lhs[2:]]
     padded = zip(inputs, params["padding"], strides, strict=True)
     blocks = [-(-(n + low + high) // s) for n, (low, high), s in padded]
@@ -67,7 +67,7 @@ def _transposed(op: Op, x: Ref, kernel: jax.Array) -> Transpose:
     def transpose(coefficients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         a = coefficients[0].transpose(out[0], *out[2:], out[1])
         if narrow:
-            y = _spread(a, weights, blocks, params["precision"])
+            y = spread(a, weights, blocks, params["precision"])
         else:
             # The padding is an operation of its own: as the convolution's it is slow again.
             edges = [(t - 1, b - n, 0) for t, b, n in zip(taps, blocks, a.shape[1:], strict=False)]
@@ -76,37 +76,8 @@ def _transposed(op: Op, x: Ref, kernel: jax.Array) -> Transpose:
             y = lax.conv_general_dilated(
                 padded, weights, strides_of_one, "VALID", dimension_numbers=layout, precision=params["precision"]
             )
-        y = y.reshape(len(y), *blocks, *strides, -1)
-        y = y.transpose(0, *(axis for i in range(rank) for axis in (1 + i, 1 + rank + i)), 2 * rank + 1)
-        y = y.reshape(len(y), *(b * s for b, s in zip(blocks, strides, strict=True)), y.shape[-1])
+        y = from_depth(y, strides)
         y = y[(slice(None), *(slice(low, low + n) for n, (low, _) in zip(inputs, params["padding"], strict=True)))]
         return (y.transpose(np.argsort((lhs[0], *lhs[2:], lhs[1]))),)
 
     return transpose
-
-
-def _spread(a: jax.Array, weights: jax.Array, blocks: Sequence[int], precision: Any) -> jax.Array:
-    """The convolution of `a`, padded to `blocks`, as one product whose parts are shifted and added."""
-    *taps, channels, _ = weights.shape
-    parts = jnp.tensordot(
-        a, jnp.moveaxis(weights, -2, 0).reshape(channels, math.prod(taps), -1), 1, precision=precision
-    )
-    shifted = []
-    for number, tap in enumerate(itertools.product(*map(range, taps))):
-        edges = [
-            (t - 1 - i, b - n - (t - 1 - i), 0) for i, t, b, n in zip(tap, taps, blocks, a.shape[1:], strict=False)
-        ]
-        shifted.append(lax.pad(parts[..., number, :], jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)]))
-    return sum(shifted[1:], shifted[0])
-
-
-def _by_place(kernel: jax.Array, strides: Sequence[int]) -> tuple[jax.Array, list[int]]:
-    """A kernel `[*sizes, in, out]` as one of stride 1, `[*taps, out, places * in]`, and its taps."""
-    rank = len(strides)
-    taps = [-(-k // s) for k, s in zip(kernel.shape, strides, strict=False)]
-    missing = [(0, t * s - k) for t, s, k in zip(taps, strides, kernel.shape, strict=False)]
-    kernel = jnp.pad(kernel, [*missing, (0, 0), (0, 0)])
-    kernel = kernel.reshape(*(n for pair in zip(taps, strides, strict=True) for n in pair), *kernel.shape[-2:])
-    kernel = jnp.flip(kernel, tuple(range(0, 2 * rank, 2)))
-    kernel = kernel.transpose(*range(0, 2 * rank, 2), 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank)
-    return kernel.reshape(*taps, kernel.shape[rank], -1), taps

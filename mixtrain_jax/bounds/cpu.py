@@ -7,6 +7,8 @@ bounds in floating point allow for.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,7 +89,10 @@ def _in_order(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **para
     """A convolution of channels-last arrays, and transposes around it."""
     lhs, rhs, out = dimension_numbers
     x, kernel = x.transpose(lhs[0], *lhs[2:], lhs[1]), kernel.transpose(*rhs[2:], rhs[1], rhs[0])
-    y = convolution(x, kernel, dimension_numbers=_channels_last(x.ndim), **params)
+    if _is_spread(kernel, **params):
+        y = _sub_pixel(x, kernel, **params)
+    else:
+        y = convolution(x, kernel, dimension_numbers=_channels_last(x.ndim), **params)
     return y.transpose(np.argsort((out[0], *out[2:], out[1])))
 
 
@@ -148,6 +153,72 @@ def _to_depth(x: jax.Array, strides: Sequence[int]) -> jax.Array:
     odd, even = range(1, len(pairs) + 1, 2), range(2, len(pairs) + 1, 2)
     blocks = x.reshape(len(x), *pairs, x.shape[-1]).transpose(0, *odd, *even, len(pairs) + 1)
     return blocks.reshape(len(x), *pairs[::2], -1)
+
+
+def _is_spread(kernel: jax.Array, **params: Any) -> bool:
+    """Whether it is the transpose of a convolution with strides."""
+    return (
+        jax.default_backend() == "cpu"
+        and all(1 < d <= k for d, k in zip(params["lhs_dilation"], kernel.shape, strict=False))
+        and all(n == 1 for n in (*params["rhs_dilation"], *params["window_strides"]))
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+    )
+
+
+def _sub_pixel(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """The transpose of a convolution with strides, of channels-last arrays: see `bounds.convolution`."""
+    strides, sizes, spatial = params["lhs_dilation"], kernel.shape[:-2], range(kernel.ndim - 2)
+    weights, taps = by_place(jnp.flip(kernel, spatial).swapaxes(-1, -2), strides)
+    blocks = [n + t - 1 for n, t in zip(x.shape[1:-1], taps, strict=True)]
+    zero, none = jnp.zeros((), x.dtype), (0, 0, 0)
+    if kernel.shape[-1] <= _FEW:
+        y = spread(x, weights, blocks, params["precision"])
+    else:
+        padded = lax.pad(x, zero, [none, *((t - 1, t - 1, 0) for t in taps), none])
+        ones, numbers = (1,) * len(taps), _channels_last(x.ndim)
+        y = lax.conv_general_dilated(
+            padded, weights, ones, "VALID", dimension_numbers=numbers, precision=params["precision"]
+        )
+    y = from_depth(y, strides)
+    edges = []
+    for n, k, s, size, (low, high) in zip(x.shape[1:-1], sizes, strides, y.shape[1:-1], params["padding"], strict=True):
+        edges.append((low - k + 1, (n - 1) * s + high + 1 - size, 0))
+    return lax.pad(y, zero, [none, *edges, none])
+
+
+def spread(a: jax.Array, weights: jax.Array, blocks: Sequence[int], precision: Any) -> jax.Array:
+    """The convolution of `a`, padded to `blocks`, as one product whose parts are shifted and added."""
+    *taps, channels, _ = weights.shape
+    parts = jnp.tensordot(
+        a, jnp.moveaxis(weights, -2, 0).reshape(channels, math.prod(taps), -1), 1, precision=precision
+    )
+    shifted = []
+    for number, tap in enumerate(itertools.product(*map(range, taps))):
+        edges = [
+            (t - 1 - i, b - n - (t - 1 - i), 0) for i, t, b, n in zip(tap, taps, blocks, a.shape[1:], strict=False)
+        ]
+        shifted.append(lax.pad(parts[..., number, :], jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)]))
+    return sum(shifted[1:], shifted[0])
+
+
+def by_place(kernel: jax.Array, strides: Sequence[int]) -> tuple[jax.Array, list[int]]:
+    """A kernel `[*sizes, in, out]` as one of stride 1, `[*taps, out, places * in]`, and its taps."""
+    rank = len(strides)
+    taps = [-(-k // s) for k, s in zip(kernel.shape, strides, strict=False)]
+    missing = [(0, t * s - k) for t, s, k in zip(taps, strides, kernel.shape, strict=False)]
+    kernel = jnp.pad(kernel, [*missing, (0, 0), (0, 0)])
+    kernel = kernel.reshape(*(n for pair in zip(taps, strides, strict=True) for n in pair), *kernel.shape[-2:])
+    kernel = jnp.flip(kernel, tuple(range(0, 2 * rank, 2)))
+    kernel = kernel.transpose(*range(0, 2 * rank, 2), 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank)
+    return kernel.reshape(*taps, kernel.shape[rank], -1), taps
+
+
+def from_depth(x: jax.Array, strides: Sequence[int]) -> jax.Array:
+    """Channels of `[n, *blocks, places * channels]` as pixels of each block."""
+    rank, blocks = len(strides), x.shape[1:-1]
+    x = x.reshape(len(x), *blocks, *strides, -1)
+    x = x.transpose(0, *(axis for i in range(rank) for axis in (1 + i, 1 + rank + i)), 2 * rank + 1)
+    return x.reshape(len(x), *(b * s for b, s in zip(blocks, strides, strict=True)), x.shape[-1])
 
 
 def times_absolute(x: jax.Array, matrix: jax.Array, **params: Any) -> jax.Array:

@@ -1,10 +1,9 @@
 """From a JAX function to a flat list of the operations that touch an interval.
 
-The one file of the package that knows how a jaxpr is laid out. Operations whose inputs are all exact are run as they
-are met; calls (`jit`, `custom_jvp`, `custom_vjp`, `remat`) that touch an interval are inlined, loops are unrolled,
-branches joined, and shards put together; operations that others express better are lowered to these, and functions that
-are known as a whole, such as `gelu`, become one operation again. What remains is a straight line that every domain
-walks both ways.
+Operations whose inputs are all exact are run as they are met; calls (`jit`, `custom_jvp`, `custom_vjp`, `remat`) that
+touch an interval are inlined, loops are unrolled, branches joined, and shards put together; operations that others
+express better are lowered to these, and functions that are known as a whole, such as `gelu`, become one operation
+again. What remains is a straight line that every domain walks both ways.
 """
 
 from __future__ import annotations
