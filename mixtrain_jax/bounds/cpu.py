@@ -20,7 +20,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 _WITH_BODIES = (primitives.jit_p, primitives.scan_p, primitives.while_p, primitives.cond_p)
-_FEW = 4  # channels
+_FEW = 4  # channels, or pixels
 _LARGE = 2**20  # entries of a matrix whose absolute values are not all made at once
 _STRIP = 2**18  # entries of it that are
 
@@ -86,13 +86,54 @@ def _rewritten(x: Any) -> Any:
 
 
 def _in_order(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:
-    """A convolution of channels-last arrays, and transposes around it."""
+    """A convolution of channels-last arrays, and transposes around it; or products, where those are faster."""
     lhs, rhs, out = dimension_numbers
+    if _has_few_outputs(x, kernel, dimension_numbers=dimension_numbers, **params):
+        return _by_output(x, kernel, dimension_numbers, params)
     x, kernel = x.transpose(lhs[0], *lhs[2:], lhs[1]), kernel.transpose(*rhs[2:], rhs[1], rhs[0])
     if _is_spread(kernel, **params):
         y = _sub_pixel(x, kernel, **params)
     else:
         y = convolution(x, kernel, dimension_numbers=_channels_last(x.ndim), **params)
+    return y.transpose(np.argsort((out[0], *out[2:], out[1])))
+
+
+def _is_plain(params: dict[str, Any]) -> bool:
+    """Nothing is spread, grouped or cut off."""
+    return (
+        all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and all(low >= 0 and high >= 0 for low, high in params["padding"])
+    )
+
+
+def _has_few_outputs(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **params: Any) -> bool:
+    """Whether an image of few pixels comes out of large windows: the gradient of a convolution for a small kernel."""
+    if not _is_plain(params) or any(s > 1 for s in params["window_strides"]):
+        return False
+    windows = [kernel.shape[d] for d in dimension_numbers.rhs_spec[2:]]
+    sizes = [x.shape[d] for d in dimension_numbers.lhs_spec[2:]]
+    outputs = [n + low + high - k + 1 for n, k, (low, high) in zip(sizes, windows, params["padding"], strict=True)]
+    return 1 <= math.prod(outputs) <= _FEW and all(k > n for k, n in zip(windows, outputs, strict=True))
+
+
+def _by_output(x: jax.Array, kernel: jax.Array, numbers: Any, params: dict[str, Any]) -> jax.Array:
+    """A convolution as one product of matrices for each pixel that comes out."""
+    lhs, rhs, out = numbers
+    edges = [(0, 0, 0)] * x.ndim
+    for d, (low, high) in zip(lhs[2:], params["padding"], strict=True):
+        edges[d] = (low, high, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    sizes = [x.shape[d] - kernel.shape[k] + 1 for d, k in zip(lhs[2:], rhs[2:], strict=True)]
+    pixels = []
+    for place in itertools.product(*map(range, sizes)):
+        window = x
+        for d, k, first in zip(lhs[2:], rhs[2:], place, strict=True):
+            window = lax.slice_in_dim(window, first, first + kernel.shape[k], axis=d)
+        over = ((lhs[1], *lhs[2:]), (rhs[1], *rhs[2:])), ((), ())
+        product = lax.dot_general(window, kernel, over, params["precision"], params["preferred_element_type"])
+        pixels.append(product)
+    y = jnp.stack(pixels, 1).reshape(len(pixels[0]), *sizes, -1)
     return y.transpose(np.argsort((out[0], *out[2:], out[1])))
 
 
@@ -123,9 +164,7 @@ def _is_thin(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **param
         jax.default_backend() == "cpu"
         and channels <= _FEW
         and all(1 < s <= k for s, k in zip(params["window_strides"], sizes, strict=True))
-        and all(d == 1 for d in (*params["lhs_dilation"], *params["rhs_dilation"]))
-        and params["feature_group_count"] == params["batch_group_count"] == 1
-        and all(low >= 0 and high >= 0 for low, high in params["padding"])
+        and _is_plain(params)
     )
 
 
@@ -189,15 +228,17 @@ def _sub_pixel(x: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
 def spread(a: jax.Array, weights: jax.Array, blocks: Sequence[int], precision: Any) -> jax.Array:
     """The convolution of `a`, padded to `blocks`, as one product whose parts are shifted and added."""
     *taps, channels, _ = weights.shape
-    parts = jnp.tensordot(
-        a, jnp.moveaxis(weights, -2, 0).reshape(channels, math.prod(taps), -1), 1, precision=precision
-    )
+    count = math.prod(taps)
+    weights = jnp.moveaxis(weights, -2, 0).reshape(channels, -1)
+    parts = jnp.tensordot(a, weights, 1, precision=precision)
     shifted = []
-    for number, tap in enumerate(itertools.product(*map(range, taps))):
+    # Split and not sliced: the gradient of slices is a sum of as many padded arrays, that of a split is put together.
+    pieces = lax.split(parts, (parts.shape[-1] // count,) * count, parts.ndim - 1)
+    for tap, piece in zip(itertools.product(*map(range, taps)), pieces, strict=True):
         edges = [
             (t - 1 - i, b - n - (t - 1 - i), 0) for i, t, b, n in zip(tap, taps, blocks, a.shape[1:], strict=False)
         ]
-        shifted.append(lax.pad(parts[..., number, :], jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)]))
+        shifted.append(lax.pad(piece, jnp.zeros((), a.dtype), [(0, 0, 0), *edges, (0, 0, 0)]))
     return sum(shifted[1:], shifted[0])
 
 

@@ -122,6 +122,21 @@ def test_transposes_of_strided_convolutions_are_those_of_jax(layout: str, channe
         assert bool(spread) != taken
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_gradients_for_small_kernels_are_those_of_jax(layout: str, x64: None) -> None:
+    for kernel, padding in itertools.product([(2, 2), (3, 1), (3, 2)], ["VALID", ((1, 0), (2, 1))]):
+        x, w = arrays((2, 7, 8, 3) if layout == "NHWC" else (2, 3, 7, 8), (*kernel, 3, 5))
+
+        def loss(w: jax.Array, x: jax.Array = x, padding: Any = padding) -> jax.Array:
+            return (
+                lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=(layout, "HWIO", layout)) ** 2
+            ).sum()
+
+        ours, jaxs = cpu.ordered(jax.grad(loss)), jax.grad(loss)
+        np.testing.assert_allclose(ours(w), jaxs(w), rtol=1e-11)
+        assert len(convolutions(jax.make_jaxpr(ours)(w).jaxpr)) == 1 + (kernel == (3, 2))
+
+
 def _has_gaps(eqn: Any) -> bool:
     return any(d > 1 for d in eqn.params["lhs_dilation"])
 
