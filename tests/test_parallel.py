@@ -67,8 +67,13 @@ def bits(tree):
 
 @pytest.mark.parametrize(
     ("fields", "counts"),
-    [({}, (2, 4)), ({"trainer": "pgd", "train_attack_steps": 2}, (4,)), (ALL_AT_ONCE, (4,))],
-    ids=["mixtrain", "pgd", "pool of an epoch, augmented"],
+    [
+        ({}, (2, 4)),
+        ({"robust_group": 1}, (4,)),
+        ({"trainer": "pgd", "train_attack_steps": 2}, (4,)),
+        (ALL_AT_ONCE, (4,)),
+    ],
+    ids=["mixtrain", "groups", "pgd", "pool of an epoch, augmented"],
 )
 def test_parameters_are_those_of_one_device(fields, counts):
     setup = prepared(1, **fields)
