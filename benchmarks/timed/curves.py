@@ -46,7 +46,7 @@ CURVES = {
         "CROWN-IBP and gradient, mnist_small",
         (4, 8, 16, 32, 64),
         lambda n: margins_gradient(make_problem(SMALL, n), "crown_ibp"),
-        *("1", "1"),
+        *("1", "0 to 1"),  # a group at a time, or all
     ),
     "width": Curve(
         "IBP and gradient, 3 hidden layers, batch 64",
@@ -70,7 +70,7 @@ CURVES = {
         "IBP, mnist_small, batch 32",
         (10, 30, 100, 300, 1000),
         lambda classes: margins(make_problem(SMALL.with_classes(classes), 32), "ibp"),
-        *("0 to 1", "1"),
+        *("0 to 1", "0 to 1"),
     ),
     "classes, crown_ibp": Curve(
         "CROWN-IBP, mnist_small, 4 images",

@@ -16,7 +16,7 @@ import numpy as np
 
 import mixtrain_jax as mt
 from timed.measures import ATTACK_STEPS, Bench, norm, of_arrays
-from timed.nets import EPS, Block, Conv, Dense, Problem
+from timed.nets import EPS, Block, Conv, Dense, Problem, apply
 from timed.turns import Timed
 
 BOUNDS = ("forward", "ibp", *(f"{b}-{what}" for b in ("ibp", "crown_ibp", "crown") for what in ("margins", "gradient")))
@@ -47,8 +47,11 @@ def jax_verify(name: str, problem: Problem) -> Timed:
             return out.lower, out.upper
 
         def example(lower: jax.Array, upper: jax.Array, specified: jax.Array) -> jax.Array:
+            # Its intervals are those of the logits, and then of their differences, unless these are the last layer.
+            *hidden, last = params
+            folded = functools.partial(apply, problem.net, [*hidden, tuple(x @ specified.T for x in last)])
             box = peer.IntervalBound(lower[None], upper[None])
-            return propagate[name.partition("-")[0]](lambda x: network(x) @ specified.T, box).lower[0]
+            return propagate[name.partition("-")[0]](folded, box).lower[0]
 
         return jax.vmap(example)(ball.lower, ball.upper, specified)
 
