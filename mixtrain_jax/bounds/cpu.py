@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-_WITH_BODIES = (primitives.jit_p, primitives.scan_p, primitives.while_p, primitives.cond_p)
+_WITH_BODIES = (primitives.jit_p, primitives.scan_p, primitives.while_p, primitives.cond_p, primitives.remat_p)
 _FEW = 4  # channels, or pixels
 _LARGE = 2**20  # entries of a matrix whose absolute values are not all made at once
 _STRIP = 2**18  # entries of it that are
@@ -75,14 +75,16 @@ def _convolves(eqn: Any) -> bool:
 
 
 def _is_body(x: Any) -> bool:
-    return isinstance(x, core.ClosedJaxpr)
+    return isinstance(x, core.ClosedJaxpr | core.Jaxpr)
 
 
 def _rewritten(x: Any) -> Any:
     if not _is_body(x):
         return x
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in x.in_avals]
-    return jax.make_jaxpr(lambda *args: _run(x, args))(*shapes)
+    avals = [v.aval for v in opened(x).invars]
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
+    closed = jax.make_jaxpr(lambda *args: _run(x, args))(*shapes)
+    return closed if isinstance(x, core.ClosedJaxpr) else opened(closed)  # `remat` holds an open one
 
 
 def _in_order(x: jax.Array, kernel: jax.Array, *, dimension_numbers: Any, **params: Any) -> jax.Array:

@@ -64,6 +64,7 @@ def in_cond(f: Any) -> Any:
 
 
 WAYS = {"plain": lambda f: f, "jit": jax.jit, "scan": in_scan, "while": in_while, "cond": in_cond, "remat": jax.remat}
+WAYS["remat in scan"] = lambda f: in_scan(jax.remat(f, prevent_cse=False))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -81,8 +82,7 @@ def test_what_is_ordered_computes_the_same(way: str, layout: str, x64: None) -> 
         done.append(lambda x, w: jax.value_and_grad(lambda x, w: (f(x, w) ** 2).sum(), (0, 1))(x, w))
     for g in done:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), cpu.ordered(g)(x, w), g(x, w))
-        if way != "remat":
-            assert layouts(cpu.ordered(g), x, w) == {CHANNELS_LAST}
+        assert layouts(cpu.ordered(g), x, w) == {CHANNELS_LAST}
     if way != "while":
         assert layouts(done[-1], x, w) != {CHANNELS_LAST}
 
