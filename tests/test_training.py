@@ -76,7 +76,16 @@ def default_params():
 
 
 def steps_of(
-    rule=None, tx=None, *, worst_case=None, k=K, replace=False, eps=EPS, steps_per_epoch=2.5, bad_steps=2, group=None
+    rule=None,
+    tx=None,
+    *,
+    worst_case=None,
+    k=K,
+    replace=False,
+    eps=EPS,
+    steps_per_epoch=2.5,
+    bad_steps=2,
+    groups=(None, None),
 ):
     return make_steps(
         NET.apply,
@@ -89,7 +98,8 @@ def steps_of(
         tx=tx or optax.sgd(0.1, momentum=0.9),
         steps_per_epoch=steps_per_epoch,
         bad_steps=bad_steps,
-        group=group,
+        clean_group=groups[0],
+        robust_group=groups[1],
     )
 
 
@@ -213,10 +223,13 @@ def test_the_subsampled_loss_is_an_unbiased_estimate_of_that_of_all(replace):
         assert (z < 3).mean() > 0.98
 
 
-def test_groups_of_examples_add_up_to_the_same_robust_part():
+@pytest.mark.parametrize("name", ["clean", "robust"])
+def test_groups_of_examples_add_up_to_the_same_part(name):
     images, labels = dataset()
     batch = Batch(images[:7], labels[:7])
-    whole, *parts = (steps_of(k=7, group=group).robust(state_of(), batch) for group in (None, 1, 3, 4, 7, 50))
+    steps = (steps_of(k=7, groups=(group, group)) for group in (None, 1, 3, 4, 7, 50))
+    whole, *parts = (getattr(some, name)(state_of(), batch) for some in steps)
+    assert 0 < float(whole.accuracy) < 1
     for part in parts:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), part, whole)
 
@@ -226,11 +239,22 @@ def test_groups_of_examples_add_up_to_the_same_robust_part():
 )
 def test_groups_come_out_even_and_weigh_every_example_once(count, group, rows, size):
     images, labels = dataset()
-    (seen, classes, weights), found = grouped(Batch(images[:count], labels[:count]), group, ONE)
+    (seen, classes, weights, numbers), found = grouped(Batch(images[:count], labels[:count]), group, ONE)
     assert (len(seen), found) == (rows, size)
     np.testing.assert_allclose(weights, [1 / count] * count + [0] * (rows - count), rtol=1e-6)
     np.testing.assert_array_equal(seen[:count], images[:count])
     np.testing.assert_array_equal(classes[:count], labels[:count])
+    np.testing.assert_array_equal(numbers, np.arange(rows))
+
+
+def test_attacks_of_several_groups_start_from_other_points():
+    def start(key, logits_fn, batch, eps):
+        return logits_fn(batch.images)[:, :1] * 0 + jax.random.uniform(key)
+
+    images, labels = dataset()
+    batch = Batch(images[:6], labels[:6])
+    losses = [float(steps_of(worst_case=start, k=6, groups=(None, g)).robust(state_of(), batch).loss) for g in (3, 6)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_robust_part_draws_other_examples_at_another_step():

@@ -83,8 +83,8 @@ def logits(problem: Problem, bound: str) -> Timed:
     return of_arrays(bounds, problem.params, problem.ball)
 
 
-def group_of(problem: Problem, f: mt.bounds.Method, examples: int) -> int | None:
-    """How many examples are bounded at a time, as in training and certification; None where all are."""
+def group_of(problem: Problem, f: mt.bounds.Method | None, examples: int) -> int | None:
+    """How many examples are worked on at a time, as in training and certification; None where all are."""
     logits_fn = functools.partial(problem.apply, problem.params)
     group = mt.bounds.group_size(f, logits_fn, problem.images.shape[1:])
     return None if group is None or group >= examples else group
@@ -110,7 +110,7 @@ def margins_gradient(problem: Problem, bound: str) -> Timed:
 
     def gradient(params: Any, images: jax.Array, labels: jax.Array) -> Any:
         def one(rows: Any) -> Any:
-            images, labels, weights = rows
+            images, labels, weights, _ = rows
 
             def part(params: Any) -> jax.Array:
                 bounds = mt.margins(f, functools.partial(problem.apply, params))
@@ -156,14 +156,16 @@ def attack(problem: Problem) -> Timed:
 # --- whole training steps -------------------------------------------------------------------------------------------
 
 
-def steps(problem: Problem, worst_case: WorstCase, k: int, group: int | None = None) -> tuple[Steps, TrainState, Batch]:
+def steps(problem: Problem, worst_case: WorstCase, k: int, group: int | None) -> tuple[Steps, TrainState, Batch]:
     """Steps with a robust loss on k examples, so many at a time, a first state and one batch."""
+    clean_group = group_of(problem, None, len(problem.labels))
     tx = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(1e-3, weight_decay=1e-4))
     rule, params = mixing.constrained(0.98, optax.sgd(0.05)), list(problem.params)
     made = make_steps(
         problem.apply,
         **{"worst_case": worst_case, "eps": optax.constant_schedule(EPS), "k": k, "replace": False},
-        **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4, "group": group},
+        **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4},
+        **{"clean_group": clean_group, "robust_group": group},
     )
     zero = jnp.zeros((), jnp.int32)
     params = jax.tree.map(jnp.copy, params)  # an update takes the arrays of its state
@@ -178,9 +180,10 @@ class Trainer:
     """
 
     def __init__(self, problem: Problem):
-        made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1)
+        made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1, None)
         self.absent = made.absent(self.state)
-        self.clean, clean_costs = program(made.clean, self.state, self.batch)
+        loops = group_of(problem, None, len(problem.labels)) is not None
+        self.clean, clean_costs = program(made.clean, self.state, self.batch, loops=loops)
         self.update, update_costs = program(made.update, self.state, self.absent, self.absent)
         self.costs = {"clean": clean_costs, "update": update_costs}
 
@@ -203,7 +206,8 @@ def standard(trainer: Trainer) -> Timed:
 
 def adversarial(trainer: Trainer, problem: Problem, attack_steps: int = 7) -> Timed:
     """A step of adversarial training: no clean loss, an attack on every example."""
-    made, state, batch = steps(problem, attacked(attack_steps, DOMAIN), len(problem.labels))
+    group = group_of(problem, None, len(problem.labels))
+    made, state, batch = steps(problem, attacked(attack_steps, DOMAIN), len(problem.labels), group)
     robust, costs = program(made.robust, state, batch, loops=True)
     return trainer.step(robust, costs, clean=False)
 

@@ -194,7 +194,8 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         tx=tx,
         steps_per_epoch=count / config.batch_size,
         bad_steps=config.bad_steps,
-        group=robust_group(config, functools.partial(apply, params), example.shape[1:]),
+        clean_group=bounds.group_size(None, functools.partial(apply, params), example.shape[1:]),
+        robust_group=robust_group(config, functools.partial(apply, params), example.shape[1:]),
         mesh=mesh,
         layout=config.params,
     )
@@ -250,9 +251,8 @@ def method(config: Config) -> bounds.Method:
 
 def robust_group(config: Config, logits_fn: LogitsFn, shape: Sequence[int]) -> int | None:
     """Of how many examples of this shape the robust loss is computed at a time; None for all."""
-    if config.trainer in ("standard", "pgd"):
-        return None
-    return config.robust_group or bounds.group_size(method(config), logits_fn, shape)
+    how = None if config.trainer in ("standard", "pgd") else method(config)
+    return config.robust_group or bounds.group_size(how, logits_fn, shape)
 
 
 def worst_case(config: Config, domain: tuple[float, float]) -> WorstCase:

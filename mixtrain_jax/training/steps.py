@@ -42,13 +42,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels) if self.count is None else self.count
 
-    def mean(self, values: jax.Array) -> jax.Array:
-        """Mean over the examples that count of one value each, `[n]`."""
-        if len(self) == len(values):
-            return values.mean()
-        return jnp.where(np.arange(len(values)) < len(self), values, 0).sum() / len(self)
 
-
+# (key, params, batch) -> losses [n] and what is right of their examples [n]
+ExampleLoss = Callable[[jax.Array, Any, Batch], tuple[jax.Array, jax.Array]]
 # (key, logits_fn, batch, eps) -> margins [n, classes - 1] in the worst case, as a sound bound or an attack has it.
 WorstCase = Callable[[jax.Array, LogitsFn, Batch, jax.Array], jax.Array]
 
@@ -88,7 +84,7 @@ def computed_in(apply: Apply, dtype: jax.typing.DTypeLike) -> Apply:
 
 
 def grouped(batch: Batch, group: int | None, mesh: Mesh | None) -> tuple[tuple[jax.Array, ...], int | None]:
-    """Images, labels and weights in a mean, so many that groups come out even, and the size of a group.
+    """Images, labels, weights in a mean and numbers, so many that groups come out even, and the size of a group.
 
     Args:
       batch: the examples.
@@ -103,7 +99,7 @@ def grouped(batch: Batch, group: int | None, mesh: Mesh | None) -> tuple[tuple[j
         rows = np.minimum(np.arange(groups * size), count - 1)
     weights = np.where(np.arange(len(rows)) < len(batch), np.float32(1 / len(batch)), np.float32(0))
     images, labels = (batch.images, batch.labels) if len(rows) == count else (batch.images[rows], batch.labels[rows])
-    return (images, labels, jnp.asarray(weights)), size
+    return (images, labels, jnp.asarray(weights), jnp.arange(len(rows))), size
 
 
 class Part(NamedTuple):
@@ -138,7 +134,8 @@ def make_steps(
     tx: optax.GradientTransformation,
     steps_per_epoch: float,
     bad_steps: int = 0,
-    group: int | None = None,
+    clean_group: int | None = None,
+    robust_group: int | None = None,
     mesh: Mesh | None = None,
     layout: parallel.Layout = "replicated",
 ) -> Steps:
@@ -156,45 +153,51 @@ def make_steps(
       tx: optimizer.
       steps_per_epoch: steps in one pass over the training data.
       bad_steps: how many steps in a row may be skipped; after one more the state stands still.
-      group: of how many examples the robust loss is computed at a time, on each device; None for all.
+      clean_group: of how many examples the clean loss is computed at a time, on each device; None for all.
+      robust_group: the same for the robust loss.
       mesh: the devices; None for one.
       layout: of the state on them; `rows` is none for a state.
     """
 
-    def clean(state: TrainState, batch: Batch) -> Part:
-        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = apply(params, batch.images)
-            right = logits.argmax(-1) == batch.labels
-            return batch.mean(losses.clean_loss(logits, batch.labels)), batch.mean(right)
-
+    def part(loss: ExampleLoss, state: TrainState, batch: Batch, group: int | None) -> Part:
         params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
-        (value, accuracy), gradient = ordered(jax.value_and_grad(loss, has_aux=True))(params)
+        rows, size = grouped(batch, group, mesh)
+
+        def mean(params: Any, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            images, labels, weights, number = rows
+            key_of_group = jax.random.fold_in(key, state.step)
+            key_of_group = key_of_group if size is None else jax.random.fold_in(key_of_group, number[0])
+            values, right = loss(key_of_group, params, Batch(images, labels))
+            return jnp.vdot(weights, values), jnp.where(right, weights, 0).sum()
+
+        gradients = ordered(jax.value_and_grad(mean, has_aux=True))
+        zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
+        (value, accuracy), gradient = total(lambda rows: gradients(params, rows), rows, size, zero)
         return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
+    def clean(state: TrainState, batch: Batch) -> Part:
+        def loss(key: jax.Array, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            logits = apply(params, batch.images)
+            return losses.clean_loss(logits, batch.labels), logits.argmax(-1) == batch.labels
+
+        return part(loss, state, batch, clean_group)
+
     def robust(state: TrainState, pool: Batch) -> Part:
-        step_key = jax.random.fold_in(key, state.step)
         batch = pool
         if replace or k < len(pool):
-            chosen = subsample.draw(step_key, len(pool), k, replace=replace)
+            chosen = subsample.draw(jax.random.fold_in(key, state.step), len(pool), k, replace=replace)
             if mesh is not None:
                 chosen = chosen[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
             # An equal share for every device, wherever the examples were.
             picked = parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows")
             batch = Batch(*picked, count=k)
 
-        def loss(params: Any, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-            images, labels, weights = rows
+        def loss(key: jax.Array, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             logits_fn = functools.partial(robust_apply or apply, params)
-            lower = worst_case(step_key, logits_fn, Batch(images, labels), jnp.asarray(eps(state.step)))
-            proved = jnp.where((lower > 0).all(-1), weights, 0)
-            return jnp.vdot(weights, losses.robust_loss(lower)), proved.sum()
+            lower = worst_case(key, logits_fn, batch, jnp.asarray(eps(state.step)))
+            return losses.robust_loss(lower), (lower > 0).all(-1)
 
-        params = parallel.pin(state.params, mesh, "replicated")
-        rows, size = grouped(batch, group, mesh)
-        gradients = ordered(jax.value_and_grad(loss, has_aux=True))
-        zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
-        (value, accuracy), gradient = total(lambda rows: gradients(params, rows), rows, size, zero)
-        return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
+        return part(loss, state, batch, robust_group)
 
     def update(state: TrainState, clean: Part, robust: Part) -> TrainState:
         epoch = state.step.astype(jnp.float32) / steps_per_epoch

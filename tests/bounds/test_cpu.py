@@ -232,12 +232,16 @@ def test_totals_of_chunks_are_those_of_all(x64: None) -> None:
 def test_a_group_has_the_size_that_stays_in_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert group_size(mt.crown_ibp, network, (8, 8, 1)) is None  # on several devices
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert group_size(mt.ibp, network, (8, 8, 1)) is None
+    for forwards in (None, mt.ibp):
+        size = group_size(forwards, network, (8, 8, 1))
+        assert size is not None
+        assert 2**20 < size * 4 * 4 * 8 * 4 <= 2**21
     size = group_size(mt.crown_ibp, network, (8, 8, 1))
     assert size in (4, 8, 16, 32, 64, 128)
     assert size * 4 * 8 * 16 * 4 <= 2**20
     weights = jnp.ones((2, 2**18))
     assert group_size(mt.crown_ibp, lambda x: jax.nn.relu(x @ weights) @ weights.T, (2,)) == 4
+    assert group_size(None, lambda x: jax.nn.relu(x @ weights) @ weights.T, (2,)) == 16
 
 
 def test_what_comes_from_weights_alone_does_not_count() -> None:
