@@ -32,9 +32,9 @@ def method(bound: str, *, sound: bool = False, chunk: int | None = CHUNK) -> mt.
     return functools.partial(found, chunk=chunk) if bound == "crown" else found
 
 
-def of_arrays(f: Callable[..., Any], *args: Any, loops: bool = False) -> Timed:
-    """A compiled function of arrays; of a gradient the norm is what can be compared."""
-    run, costs = program(f, *args, loops=loops)
+def of_arrays(f: Callable[..., Any], *args: Any, **options: Any) -> Timed:
+    """A compiled function of arrays; of a gradient the norm is what can be compared. Options are those of `program`."""
+    run, costs = program(f, *args, **options)
     return Timed(lambda: run(*args), costs, read)
 
 
@@ -90,17 +90,22 @@ def group_of(problem: Problem, f: mt.bounds.Method | None, examples: int) -> int
     return None if group is None or group >= examples else group
 
 
+def costs_of_groups(make: Callable[[Any], Callable[..., Any]], group: Any, *, loops: bool = False) -> dict[str, Any]:
+    """Options of `program` for what is made for groups of a size: FLOPs are those of all at once."""
+    return {"loops": loops} if loops or group is None else {"whole": make(None)}
+
+
 def margins(problem: Problem, bound: str, sound: bool = False, chunk: int | None = CHUNK) -> Timed:
     """Lower bounds of all margins; soundly in floating point, at the highest precision, if asked for."""
     f = method(bound, sound=sound, chunk=chunk)
     group = group_of(problem, f, len(problem.labels))
 
-    def bounds(params: Any, ball: mt.Interval, labels: jax.Array) -> Any:
+    def bounds(group: int | None, params: Any, ball: mt.Interval, labels: jax.Array) -> Any:
         return mt.margins(f, functools.partial(problem.apply, params), group=group)(ball, labels)
 
     with jax.default_matmul_precision("highest" if sound else None):
-        loops = bound == "crown" or group is not None
-        return of_arrays(bounds, problem.params, problem.ball, problem.labels, loops=loops)
+        options = costs_of_groups(lambda group: functools.partial(bounds, group), group, loops=bound == "crown")
+        return of_arrays(functools.partial(bounds, group), problem.params, problem.ball, problem.labels, **options)
 
 
 def margins_gradient(problem: Problem, bound: str) -> Timed:
@@ -108,7 +113,7 @@ def margins_gradient(problem: Problem, bound: str) -> Timed:
     f = method(bound)
     group = group_of(problem, f, len(problem.labels))
 
-    def gradient(params: Any, images: jax.Array, labels: jax.Array) -> Any:
+    def gradient(group: int | None, params: Any, images: jax.Array, labels: jax.Array) -> Any:
         def one(rows: Any) -> Any:
             images, labels, weights, _ = rows
 
@@ -122,8 +127,8 @@ def margins_gradient(problem: Problem, bound: str) -> Timed:
         rows, size = grouped(Batch(images, labels), group, None)
         return total(one, rows, size, jax.tree.map(jnp.zeros_like, params))
 
-    loops = bound == "crown" or group is not None
-    return of_arrays(gradient, problem.params, problem.images, problem.labels, loops=loops)
+    options = costs_of_groups(lambda group: functools.partial(gradient, group), group, loops=bound == "crown")
+    return of_arrays(functools.partial(gradient, group), problem.params, problem.images, problem.labels, **options)
 
 
 def _input_gradient(problem: Problem) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -156,16 +161,17 @@ def attack(problem: Problem) -> Timed:
 # --- whole training steps -------------------------------------------------------------------------------------------
 
 
-def steps(problem: Problem, worst_case: WorstCase, k: int, group: int | None) -> tuple[Steps, TrainState, Batch]:
+def steps(
+    problem: Problem, worst_case: WorstCase, k: int, clean_group: int | None, robust_group: int | None
+) -> tuple[Steps, TrainState, Batch]:
     """Steps with a robust loss on k examples, so many at a time, a first state and one batch."""
-    clean_group = group_of(problem, None, len(problem.labels))
     tx = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(1e-3, weight_decay=1e-4))
     rule, params = mixing.constrained(0.98, optax.sgd(0.05)), list(problem.params)
     made = make_steps(
         problem.apply,
         **{"worst_case": worst_case, "eps": optax.constant_schedule(EPS), "k": k, "replace": False},
         **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4},
-        **{"clean_group": clean_group, "robust_group": group},
+        **{"clean_group": clean_group, "robust_group": robust_group},
     )
     zero = jnp.zeros((), jnp.int32)
     params = jax.tree.map(jnp.copy, params)  # an update takes the arrays of its state
@@ -180,10 +186,11 @@ class Trainer:
     """
 
     def __init__(self, problem: Problem):
-        made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1, None)
+        group = group_of(problem, None, len(problem.labels))
+        made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1, group, None)
         self.absent = made.absent(self.state)
-        loops = group_of(problem, None, len(problem.labels)) is not None
-        self.clean, clean_costs = program(made.clean, self.state, self.batch, loops=loops)
+        options = costs_of_groups(lambda group: steps(problem, attacked(1, DOMAIN), 1, group, None)[0].clean, group)
+        self.clean, clean_costs = program(made.clean, self.state, self.batch, **options)
         self.update, update_costs = program(made.update, self.state, self.absent, self.absent)
         self.costs = {"clean": clean_costs, "update": update_costs}
 
@@ -207,7 +214,7 @@ def standard(trainer: Trainer) -> Timed:
 def adversarial(trainer: Trainer, problem: Problem, attack_steps: int = 7) -> Timed:
     """A step of adversarial training: no clean loss, an attack on every example."""
     group = group_of(problem, None, len(problem.labels))
-    made, state, batch = steps(problem, attacked(attack_steps, DOMAIN), len(problem.labels), group)
+    made, state, batch = steps(problem, attacked(attack_steps, DOMAIN), len(problem.labels), None, group)
     robust, costs = program(made.robust, state, batch, loops=True)
     return trainer.step(robust, costs, clean=False)
 
@@ -216,8 +223,10 @@ def certified(trainer: Trainer, problem: Problem, bound: str, share: int) -> Tim
     """A step of training with sound bounds of one example in so many."""
     k = max(1, len(problem.labels) // share)
     group = group_of(problem, method(bound), k)
-    made, state, batch = steps(problem, bounded(method(bound), DOMAIN), k, group)
-    robust, costs = program(made.robust, state, batch, loops=bound == "crown" or group is not None)
+    worst_case = bounded(method(bound), DOMAIN)
+    made, state, batch = steps(problem, worst_case, k, None, group)
+    options = costs_of_groups(lambda group: steps(problem, worst_case, k, None, group)[0].robust, group)
+    robust, costs = program(made.robust, state, batch, **options)
     return trainer.step(robust, costs)
 
 

@@ -38,15 +38,28 @@ def together(parts: Sequence[Costs]) -> Costs:
     return Costs(sum(seconds), None if None in flops else sum(flops), None if None in size else max(size))
 
 
-def program(f: Callable[..., Any], *args: Any, loops: bool = False) -> tuple[Callable[..., Any], Costs]:
-    """A function compiled for these arguments, and its costs; where it `loops`, FLOPs are not known."""
+def program(
+    f: Callable[..., Any], *args: Any, loops: bool = False, whole: Callable[..., Any] | None = None
+) -> tuple[Callable[..., Any], Costs]:
+    """A function compiled for these arguments, and its costs.
+
+    Args:
+      f: the function.
+      *args: its arguments.
+      loops: whether it has loops, in which FLOPs are not counted rightly: they are not known then.
+      whole: what computes the same without loops, whose FLOPs are counted in its place.
+    """
     started = time.perf_counter()
-    compiled = (f if hasattr(f, "lower") else jax.jit(f)).lower(*args).compile()
+    compiled = _compiled(f, args)
     seconds = time.perf_counter() - started
-    analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    flops = None if loops else analysis.get("flops")
+    flops = None if loops else ((_compiled(whole, args) if whole else compiled).cost_analysis() or {}).get("flops")
+    memory = compiled.memory_analysis()
     size = None if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
     return compiled, Costs(seconds, flops, size)
+
+
+def _compiled(f: Callable[..., Any], args: Sequence[Any]) -> Any:
+    return (f if hasattr(f, "lower") else jax.jit(f)).lower(*args).compile()
 
 
 def sample(timed: Timed, repeats: int) -> tuple[float, float]:
