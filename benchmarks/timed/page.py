@@ -27,9 +27,9 @@ times. On one core of a CPU ratios are of CPU seconds, since others may use that
 
 A later run replaces what is known of the measures that it repeats. "Counted by XLA" is the same ratio of the floating
 point operations in the compiled programs, of all examples at once where they are taken a few at a time; those in other
-loops are not known and left out. A share of the peak is of the rate
-of one large float32 matrix product in the same run. MiB are those of results and of what lies between, as XLA plans it,
-"MiB grown" is by how much the peak of a fresh process grows.
+loops are not known and left out. A share of the peak is of the rate of one large float32 matrix product in the same
+run. MiB are those of results and of what lies between, as XLA plans it, "MiB grown" is by how much the peak of a fresh
+process grows.
 
 {devices}
 """
