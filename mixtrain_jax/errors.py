@@ -53,4 +53,4 @@ class CertificateError(MixtrainError):
 
 def first_line(error: BaseException) -> str:
     """What an error of elsewhere says, short enough for a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")[:300]

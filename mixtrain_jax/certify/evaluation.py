@@ -21,8 +21,7 @@ from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
-
-Spread = Callable[[Callable[..., Any]], Callable[..., Any]]  # a function of batches -> the same one, on many devices
+from mixtrain_jax.parallel import Spread
 
 _METHODS: dict[str, Callable[..., bounds.Bounded]] = {
     "ibp": bounds.ibp,

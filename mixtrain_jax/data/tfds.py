@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtrain_jax.errors import DataError
+from mixtrain_jax.errors import DataError, first_line
 
 INSTALL = 'pip install "mixtrain_jax[data]"'
 
@@ -90,7 +90,7 @@ class Source:
     def _damaged(self, index: int, error: Exception) -> DataError:
         ends = list(itertools.accumulate(count for _, count in self._files))
         file, _ = self._files[bisect.bisect_right(ends, index)]
-        return DataError(f"{self._where}: example {index}, in {file}: {_first_line(error)}. {self._advice}")
+        return DataError(f"{self._where}: example {index}, in {file}: {first_line(error)}. {self._advice}")
 
     @property
     def _where(self) -> str:
@@ -123,7 +123,7 @@ def open_split(name: str, split: str, data_dir: Path | None = None) -> Source:
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except Exception as error:
         raise DataError(
-            f"{where} in {folder} cannot be opened: {_first_line(error)}. Expected a split such as {splits[0]}, or a "
+            f"{where} in {folder} cannot be opened: {first_line(error)}. Expected a split such as {splits[0]}, or a "
             f"part of it such as {splits[0]}[:1000]."
         ) from error
     advice = _again(folder, name, directory)
@@ -195,7 +195,7 @@ def _open(tfds: Any, name: str, directory: Path) -> Any:
         raise _missing(error) from error
     except Exception as error:  # TFDS's, protobuf's and the operating system's.
         advice = _again(folder, name, directory)
-        raise DataError(f"{name} in {folder} cannot be opened: {_first_line(error)}. {advice}") from error
+        raise DataError(f"{name} in {folder} cannot be opened: {first_line(error)}. {advice}") from error
 
 
 def _missing(error: ImportError) -> DataError:
@@ -235,7 +235,7 @@ def _check_count(where: str, file: str, expected: int, advice: str) -> None:
             # Closing a reader that is not ok raises what is wrong.
             found = reader.num_records()
     except Exception as error:
-        raise DataError(f"{where}: {file} cannot be read: {_first_line(error)}. {advice}") from error
+        raise DataError(f"{where}: {file} cannot be read: {first_line(error)}. {advice}") from error
     if found != expected:
         raise DataError(f"{where}: {file} has {found} examples, expected {expected}. {advice}")
 
@@ -271,10 +271,6 @@ def _command(name: str, directory: Path) -> str:
 
 def _again(folder: Path, name: str, directory: Path) -> str:
     return f"Remove {folder} and prepare it again: {_command(name, directory)}."
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _one_line(value: object) -> str:
