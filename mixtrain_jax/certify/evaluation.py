@@ -119,7 +119,7 @@ def evaluate(
       methods: bounds by name, cheapest first.
       skip_proved: whether the first method comes right after the first attack, and the other attacks skip the images
         that it proves.
-      batch_size: images on the device at a time.
+      batch_size: images on the device at a time; attacks take fewer where that is faster.
       poll: called with progress after every batch; whatever it raises ends the evaluation.
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
@@ -295,6 +295,8 @@ def attack_all(
       SoundnessError: where a point is not in its ball.
     """
     ball = threat.inner(split.images, np.full(len(split), threat.eps))
+    if fast := bounds.group_size(None, logits_fn, split.images.shape[1:]):
+        batch_size = min(batch_size, fast)
     record = in_turn(
         key, logits_fn, split.images, split.labels, ball, attacks, batch_size=batch_size, poll=poll, spread=spread
     )
