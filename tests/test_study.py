@@ -24,7 +24,7 @@ TINY = {"epochs": 1, "width": 8, "points": 1, "attack_steps": 1, "certify": ["ib
 def test_a_study_makes_runs_that_the_page_reads_and_goes_on_where_it_was_stopped(name, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SHARES", (1, 16))
     monkeypatch.setattr(study, "WEIGHTS", (0.5,))
-    monkeypatch.setattr(study, "TARGETS", ())
+    monkeypatch.setattr(study, "TARGETS", {"digits": ()})
     monkeypatch.setattr(study, "TRAINERS", {"pgd-7": study.TRAINERS["pgd-7"]})
     options = ["--seeds", "0", "--fields", json.dumps(TINY), "--label", "toy", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["study.py", name, "--data", "digits", *options])

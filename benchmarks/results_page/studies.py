@@ -206,7 +206,9 @@ def _heading(group: str, runs: Sequence[Record]) -> str:
 def _subheading(bound: str, runs: Sequence[Record]) -> str:
     counts = sorted({len(some) for some in by_name(runs).values()})
     seeds = _count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    return f"**`{bound}`**, {seeds} each."
+    epochs = sorted({run["config"]["epochs"] for run in runs})
+    trained = f", {_count(epochs[0], 'epoch')}" if len(epochs) == 1 else ""
+    return f"**`{bound}`**, {seeds} each{trained}."
 
 
 def _count(number: int, what: str) -> str:
