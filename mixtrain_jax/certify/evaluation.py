@@ -21,7 +21,8 @@ from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
-from mixtrain_jax.parallel import Spread
+
+Spread = Callable[[Callable[..., Any]], Callable[..., Any]]  # as in `parallel`, which is not for certificates to know
 
 _METHODS: dict[str, Callable[..., bounds.Bounded]] = {
     "ibp": bounds.ibp,

@@ -168,7 +168,7 @@ def make_steps(
             key_of_group = jax.random.fold_in(key, state.step)
             key_of_group = key_of_group if size is None else jax.random.fold_in(key_of_group, number[0])
             values, right = loss(key_of_group, params, Batch(images, labels))
-            return jnp.vdot(weights, values), jnp.where(right, weights, 0).sum()
+            return (weights * values).sum(), jnp.where(right, weights, 0).sum()
 
         gradients = ordered(jax.value_and_grad(mean, has_aux=True))
         zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
