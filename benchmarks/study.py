@@ -104,9 +104,9 @@ def subsampling(base: Config, bounds: list[str], dataset: data.Dataset, folder: 
     """Configs by name: every bound and share at equal epochs and at equal time."""
     configs = {}
     for bound in bounds:
-        by_share = {
-            str(s): dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // s) for s in SHARES
-        }
+        # A looser bound than that of training may prove nothing at all.
+        own = dataclasses.replace(base, bound=bound, certify=tuple(dict.fromkeys((*base.certify, bound))))
+        by_share = {str(s): dataclasses.replace(own, robust_examples=base.batch_size // s) for s in SHARES}
         cost = costs(folder, bound, by_share, dataset)
         for share, config in by_share.items():
             configs[f"{bound}-{share}-epochs"] = config

@@ -90,11 +90,6 @@ def group_of(problem: Problem, f: mt.bounds.Method | None, examples: int) -> int
     return None if group is None or group >= examples else group
 
 
-def costs_of_groups(make: Callable[[Any], Callable[..., Any]], group: Any, *, loops: bool = False) -> dict[str, Any]:
-    """Options of `program` for what is made for groups of a size: FLOPs are those of all at once."""
-    return {"loops": loops} if loops or group is None else {"whole": make(None)}
-
-
 def margins(problem: Problem, bound: str, sound: bool = False, chunk: int | None = CHUNK) -> Timed:
     """Lower bounds of all margins; soundly in floating point, at the highest precision, if asked for."""
     f = method(bound, sound=sound, chunk=chunk)
@@ -104,8 +99,8 @@ def margins(problem: Problem, bound: str, sound: bool = False, chunk: int | None
         return mt.margins(f, functools.partial(problem.apply, params), group=group)(ball, labels)
 
     with jax.default_matmul_precision("highest" if sound else None):
-        options = costs_of_groups(lambda group: functools.partial(bounds, group), group, loops=bound == "crown")
-        return of_arrays(functools.partial(bounds, group), problem.params, problem.ball, problem.labels, **options)
+        made, whole = functools.partial(bounds, group), functools.partial(bounds, None) if group else None
+        return of_arrays(made, problem.params, problem.ball, problem.labels, loops=bound == "crown", whole=whole)
 
 
 def margins_gradient(problem: Problem, bound: str) -> Timed:
@@ -125,10 +120,10 @@ def margins_gradient(problem: Problem, bound: str) -> Timed:
             return ordered(jax.grad(part))(params)
 
         rows, size = grouped(Batch(images, labels), group, None)
-        return total(one, rows, size, jax.tree.map(jnp.zeros_like, params))
+        return total(one, rows, size)
 
-    options = costs_of_groups(lambda group: functools.partial(gradient, group), group, loops=bound == "crown")
-    return of_arrays(functools.partial(gradient, group), problem.params, problem.images, problem.labels, **options)
+    made, whole = functools.partial(gradient, group), functools.partial(gradient, None) if group else None
+    return of_arrays(made, problem.params, problem.images, problem.labels, loops=bound == "crown", whole=whole)
 
 
 def _input_gradient(problem: Problem) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -189,8 +184,8 @@ class Trainer:
         group = group_of(problem, None, len(problem.labels))
         made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1, group, None)
         self.absent = made.absent(self.state)
-        options = costs_of_groups(lambda group: steps(problem, attacked(1, DOMAIN), 1, group, None)[0].clean, group)
-        self.clean, clean_costs = program(made.clean, self.state, self.batch, **options)
+        whole = steps(problem, attacked(1, DOMAIN), 1, None, None)[0].clean if group else None
+        self.clean, clean_costs = program(made.clean, self.state, self.batch, whole=whole)
         self.update, update_costs = program(made.update, self.state, self.absent, self.absent)
         self.costs = {"clean": clean_costs, "update": update_costs}
 
@@ -225,8 +220,8 @@ def certified(trainer: Trainer, problem: Problem, bound: str, share: int) -> Tim
     group = group_of(problem, method(bound), k)
     worst_case = bounded(method(bound), DOMAIN)
     made, state, batch = steps(problem, worst_case, k, None, group)
-    options = costs_of_groups(lambda group: steps(problem, worst_case, k, None, group)[0].robust, group)
-    robust, costs = program(made.robust, state, batch, **options)
+    whole = steps(problem, worst_case, k, None, None)[0].robust if group else None
+    robust, costs = program(made.robust, state, batch, whole=whole)
     return trainer.step(robust, costs)
 
 

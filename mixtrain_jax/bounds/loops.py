@@ -31,15 +31,18 @@ def map_rows(f: Callable[[Any], Any], rows: Any, chunk: int | None) -> Any:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), mapped, rest)
 
 
-def total(f: Callable[[Any], Any], rows: Any, chunk: int | None, zero: Any) -> Any:
+def total(f: Callable[[Any], Any], rows: Any, chunk: int | None) -> Any:
     """The sum of what a function returns of chunks of rows, a number that divides theirs; with None of all at once.
 
-    It is fast with gradients: `f` should be `ordered`, and `zero` is such a sum of nothing.
+    It is fast with gradients if `f` is `ordered`.
     """
     if chunk is None or chunk >= len(jax.tree.leaves(rows)[0]):
         return f(rows)
     # A chunk has one row of each stretch: where rows are spread over devices in stretches, each has its share.
     chunks = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(chunk, -1, *x.shape[1:]), 1, 0), rows)
+    f = jax.jit(f)  # traced once, for the shapes of its sum and in the loop
+    shapes = jax.eval_shape(f, jax.tree.map(lambda x: x[0], chunks))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return lax.scan(lambda so_far, rows: (jax.tree.map(jnp.add, so_far, f(rows)), None), zero, chunks)[0]
 
 

@@ -165,14 +165,12 @@ def make_steps(
 
         def mean(params: Any, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             images, labels, weights, number = rows
-            key_of_group = jax.random.fold_in(key, state.step)
-            key_of_group = key_of_group if size is None else jax.random.fold_in(key_of_group, number[0])
+            key_of_group = jax.random.fold_in(jax.random.fold_in(key, state.step), number[0])
             values, right = loss(key_of_group, params, Batch(images, labels))
             return (weights * values).sum(), jnp.where(right, weights, 0).sum()
 
         gradients = ordered(jax.value_and_grad(mean, has_aux=True))
-        zero = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
-        (value, accuracy), gradient = total(lambda rows: gradients(params, rows), rows, size, zero)
+        (value, accuracy), gradient = total(lambda rows: gradients(params, rows), rows, size)
         return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
     def clean(state: TrainState, batch: Batch) -> Part:
