@@ -17,7 +17,7 @@ import numpy as np
 from mixtrain_jax.errors import ModelError, first_line
 from mixtrain_jax.foreign.model import Model, checked
 from mixtrain_jax.foreign.onnx_graph import Graph, Node, read_graph
-from mixtrain_jax.foreign.onnx_ops import KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
+from mixtrain_jax.foreign.onnx_ops import FOLDABLE, KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
 
 MAX_BYTES = 2**30
 _MAX_ENTRIES = 2**26  # of a value, for each image
@@ -113,14 +113,30 @@ def _shown(shape: tuple[int | None, ...]) -> str:
 
 def _parted(graph: Graph) -> tuple[Values, Values]:
     """Parameters, and what must be known when the graph is traced."""
-    known = {name for node in graph.nodes for i, name in enumerate(node.inputs) if i in KNOWN_INPUTS.get(node.op, ())}
-    params, constants = {}, {}
+    known, params, constants = _wanted_known(graph), {}, {}
     for name, value in graph.initializers.items():
         if value.dtype == np.float32 and value.ndim and name not in known:
             params[name] = jnp.asarray(value)
         else:
             constants[name] = value
     return params, constants
+
+
+def _wanted_known(graph: Graph) -> set[str]:
+    """Names of all that inputs which should be known, and integers, are computed from."""
+    dependent, known = {graph.input}, set()
+    for node in graph.nodes:
+        if node.op != "Shape" and not dependent.isdisjoint(node.inputs):
+            dependent.update(node.outputs)
+    for node in reversed(graph.nodes):
+        if node.op == "Shape":
+            continue
+        whole = not known.isdisjoint(node.outputs) or (node.op == "Cast" and node.attributes["to"] != 1)
+        wanted = (
+            node.inputs if whole else [node.inputs[i] for i in KNOWN_INPUTS.get(node.op, ()) if i < len(node.inputs)]
+        )
+        known.update(name for name in wanted if name not in dependent)
+    return known
 
 
 def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Array:
@@ -148,18 +164,27 @@ def _compute(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
         raise ModelError(f"{node.where} has outputs {list(node.outputs)}; only the first one is supported.")
     try:
         with np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("strict"):
-            result = OPERATIONS[node.op](node.attributes, *inputs, **more)
+            result = _evaluated(node, inputs, more)
     except ModelError as error:
         raise ModelError(f"{node.where}: {error}.") from None
     except Exception as error:
         shapes = [None if x is None else list(x.shape) for x in inputs]
         raise ModelError(f"{node.where} cannot take inputs of shapes {shapes}: {first_line(error)}") from error
-    result = result if isinstance(result, tuple) else (result,)
     if any(not is_known(x) and x.dtype != jnp.float32 for x in result):
         raise ModelError(
             f"{node.where} makes {result[0].dtype} of what depends on the images; only float32 is supported."
         )
     return result
+
+
+def _evaluated(node: Node, inputs: list[Any], more: dict[str, int]) -> tuple[Any, ...]:
+    """The outputs of a node, as NumPy arrays where all its inputs are, and it can be part of shape arithmetic."""
+    if node.op not in FOLDABLE or not all(x is None or is_known(x) for x in inputs):
+        result = OPERATIONS[node.op](node.attributes, *inputs, **more)
+        return result if isinstance(result, tuple) else (result,)
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        result = OPERATIONS[node.op](node.attributes, *inputs, **more)
+        return tuple(np.asarray(x) for x in (result if isinstance(result, tuple) else (result,)))
 
 
 def _check_types(node: Node, inputs: list[Any]) -> None:

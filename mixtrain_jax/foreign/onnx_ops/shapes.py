@@ -132,10 +132,7 @@ def _pad(attributes: Attributes, x: Array, pads: Array, value: Array | None = No
         value = np.zeros((), x.dtype) if value is None else value
         if value.size != 1:
             raise ModelError("the value must be a scalar")
-        padded = lax.pad(jnp.asarray(x), jnp.asarray(value).reshape(()), [(low, high, 0) for low, high in widths])
-        if is_known(x):
-            raise ModelError("padding of constants is not supported")
-        return padded
+        return lax.pad(jnp.asarray(x), jnp.asarray(value).reshape(()), [(low, high, 0) for low, high in widths])
     if mode not in ("reflect", "edge") or min(min(w) for w in widths) < 0:
         raise ModelError(f"mode {mode!r} with pads {sizes} is not supported")
     if mode == "reflect" and any(max(w) >= n for w, n in zip(widths, x.shape, strict=True) if max(w)):
