@@ -1,7 +1,7 @@
 """Attacks on whole batches: pure functions of a key, a network and a ball, `-> x_adv`."""
 
 from mixtrain_jax.attacks.apgd import apgd
-from mixtrain_jax.attacks.checks import flags
+from mixtrain_jax.attacks.checks import flags, non_finite_gradient
 from mixtrain_jax.attacks.combinators import bpda, chunked, eot, restarts, targeted, worst_of
 from mixtrain_jax.attacks.fab import fab
 from mixtrain_jax.attacks.feature import feature
@@ -35,6 +35,7 @@ __all__ = [
     "in_turn",
     "interval_attack",
     "margin",
+    "non_finite_gradient",
     "pgd",
     "restarts",
     "smaller",

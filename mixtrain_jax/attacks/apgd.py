@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.geometry import check, project, spread, steepest, uniform
-from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
+from mixtrain_jax.attacks.gradients import value_and_gradient
+from mixtrain_jax.attacks.objectives import Objective, cross_entropy, lead
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Interval
 
@@ -115,7 +116,7 @@ def _looking(logits_fn: LogitsFn) -> tuple[Callable[..., tuple[jax.Array, jax.Ar
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits and margins of points."""
         logits = logits_fn(points)
-        return logits, -margin(logits, labels)
+        return logits, lead(logits, labels)
 
     return (look,)
 
@@ -129,13 +130,11 @@ def _parts(logits_fn: LogitsFn, objective: Objective) -> tuple[Callable[..., _Se
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Value of the objective, its gradient and the margin."""
 
-        def total(points: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def measure(points: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits, margins = look(points, labels)
-            values = objective(logits, labels, targets)
-            return values.sum(), (values, margins)
+            return objective(logits, labels, targets), margins
 
-        gradient, (values, margins) = jax.grad(total, has_aux=True)(points)
-        return values, gradient, margins
+        return value_and_gradient(measure, points)
 
     def begin(
         key: jax.Array,

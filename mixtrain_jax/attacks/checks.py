@@ -22,13 +22,15 @@ _FLAT = ("round", "floor", "ceil", "sign", "custom_vjp_call")
 def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, broken_by: np.ndarray | None = None) -> list[str]:
     """Reasons to doubt what the standard ensemble says of a network, each a short message with what was measured.
 
-    Five kinds, as the reference implementation has them. A message begins with its kind:
+    Five kinds, as the reference implementation has them, and one of our own. A message begins with its kind:
 
     * `randomised`: two calls differ by more than 1e-4 of the size of the logits, or the network draws random numbers
       from a key of its own. Attacks on one draw say nothing of the next; average over draws.
     * `softmax`: outputs are probabilities. Their gradients vanish where the network is sure; give the logits.
     * `zero gradient`: the share of inputs at which the gradient of the cross-entropy or of the DLR is exactly zero,
       among those that are classified rightly, or that there is none at all.
+    * `non-finite gradient`: the share of entries of the gradient of the cross-entropy or of the DLR that are NaN or
+      infinite, and of the inputs that have any. Attacks go on without them (`gradients.finite`), and blind there.
     * `square`: the gradient-free attack broke more than 0.2 % of the examples after the others had failed on them, a
       sign of masked gradients.
     * `loop` or `steps`: what could be an optimisation at inference. JAX shows loops and calls out of the program
@@ -48,11 +50,11 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, broken_by: np
     first, second = (np.asarray(logits_fn(x), np.float64) for _ in range(2))
     found = collections.Counter(_primitives(jax.make_jaxpr(logits_fn)(x).jaxpr))
     right = first.argmax(-1) == np.asarray(labels)  # at others the DLR can be flat by its definition
-    gradients = {"cross-entropy": cross_entropy, "dlr": dlr}
     messages = [
         _randomised(first, second, found),
         _softmax(first),
-        *(_zero_gradient(logits_fn, x, labels, right, name, objective) for name, objective in gradients.items()),
+        *_of_gradient("cross-entropy", cross_entropy, logits_fn, x, labels, right),
+        *_of_gradient("dlr", dlr, logits_fn, x, labels, right),
         _square(broken_by),
         _named("loop", found, _LOOPS),
         _named("steps", found, _FLAT),
@@ -75,15 +77,37 @@ def _softmax(logits: np.ndarray) -> str:
     return ""
 
 
-def _zero_gradient(
-    logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, right: np.ndarray, name: str, objective: Objective
-) -> str:
+def _of_gradient(
+    name: str, objective: Objective, logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, right: np.ndarray
+) -> tuple[str, ...]:
     try:
-        gradient = jax.grad(lambda points: objective(logits_fn(points), labels, None).sum())(x)
+        gradient = _gradient(objective, logits_fn, x, labels)
     except (ValueError, TypeError, NotImplementedError) as error:
-        return f"zero gradient: that of the {name} does not exist: {str(error).splitlines()[0][:120]}"
-    zero = (np.asarray(gradient) == 0).reshape(len(x), -1).all(-1)[right]
-    return f"zero gradient: that of the {name} is 0 on {zero.mean():.1%} of the inputs" if zero.any() else ""
+        return (f"zero gradient: that of the {name} does not exist: {str(error).splitlines()[0][:120]}",)
+    zero = (gradient == 0).all(-1)[right]
+    flat = f"zero gradient: that of the {name} is 0 on {zero.mean():.1%} of the inputs" if zero.any() else ""
+    return flat, _non_finite(name, gradient)
+
+
+def non_finite_gradient(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array) -> str:
+    """The flag `non-finite gradient` of the cross-entropy alone, "" where it isn't raised."""
+    return _non_finite("cross-entropy", _gradient(cross_entropy, logits_fn, x, labels))
+
+
+def _gradient(objective: Objective, logits_fn: LogitsFn, x: jax.Array, labels: jax.Array) -> np.ndarray:
+    """Of the objective at inputs, `[n, entries]`."""
+    gradient = jax.grad(lambda points: objective(logits_fn(points), labels, None).sum())(x)
+    return np.asarray(gradient).reshape(len(x), -1)
+
+
+def _non_finite(name: str, gradient: np.ndarray) -> str:
+    bad = ~np.isfinite(gradient)
+    if not bad.any():
+        return ""
+    return (
+        f"non-finite gradient: that of the {name} is NaN or infinite at {100 * bad.mean():.3g}% of the entries, "
+        f"on {100 * bad.any(-1).mean():.3g}% of the inputs"
+    )
 
 
 def _square(broken_by: np.ndarray | None) -> str:

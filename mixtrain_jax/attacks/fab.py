@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.attacks.geometry import check, norm, project, spread, uniform
-from mixtrain_jax.attacks.objectives import likeliest, margin
+from mixtrain_jax.attacks.gradients import value_and_gradient
+from mixtrain_jax.attacks.objectives import lead, likeliest, margin
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Ball, Interval
 
@@ -159,7 +160,7 @@ def _parts(logits_fn: LogitsFn, euclidean: bool, domain: tuple[float, float] | N
 
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(points)
-        return logits, -margin(logits, labels)
+        return logits, lead(logits, labels)
 
     def begin(x: jax.Array, labels: jax.Array, ball: Interval) -> tuple[_Search, Interval, jax.Array]:
         wrong = look(x, labels)[1] < 0
@@ -176,15 +177,14 @@ def _parts(logits_fn: LogitsFn, euclidean: bool, domain: tuple[float, float] | N
         over: float,
     ) -> _Search:
         points = search.points
-        ahead, pull = jax.vjp(lambda points: margin(logits_fn(points), labels, targets), points)
-        (slope,) = pull(jnp.ones_like(ahead))
+        ahead, slope, _ = value_and_gradient(lambda points: (margin(logits_fn(points), labels, targets), None), points)
         tilt = jnp.sum(slope * (points - x), tuple(range(1, x.ndim)))
         here = nearest(points, slope, -ahead, box, euclidean=euclidean)
         home = nearest(x, slope, tilt - ahead, box, euclidean=euclidean)
         lengths = [jnp.maximum(_length(moves, euclidean), 1e-8) for moves in (here, home)]
         share = spread(jnp.clip(lengths[0] / (lengths[0] + lengths[1]), least_pull, most_pull), x)
         moved = (points + over * here) * (1 - share) + (x + over * home) * share
-        moved = jnp.clip(moved, box.lower, box.upper)
+        moved = jnp.where(jnp.isfinite(moved), jnp.clip(moved, box.lower, box.upper), x)
         crossed = look(moved, labels)[1] < 0
         distance = _length(moved - x, euclidean)
         closer = crossed & (distance < search.distance)

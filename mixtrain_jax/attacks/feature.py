@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.attacks.geometry import check
-from mixtrain_jax.attacks.objectives import margin
+from mixtrain_jax.attacks.objectives import lead
 from mixtrain_jax.attacks.pgd import StepSize, ascend, falling
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Interval
@@ -83,4 +83,4 @@ def _of_features(
 ) -> tuple[jax.Array, jax.Array]:
     labels, reference = goal
     away = jnp.sum(jnp.square(features.of(points) - reference), axis=tuple(range(1, reference.ndim)))
-    return -away if features.towards else away, -margin(logits_fn(points), labels)
+    return -away if features.towards else away, lead(logits_fn(points), labels)

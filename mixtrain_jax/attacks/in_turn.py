@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from mixtrain_jax.attacks.combinators import Targeted
 from mixtrain_jax.attacks.geometry import check
-from mixtrain_jax.attacks.objectives import likeliest, margin
+from mixtrain_jax.attacks.objectives import lead, likeliest
 from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll, stepwise
 from mixtrain_jax.bounds import BoundsError, Interval
 
@@ -174,6 +174,6 @@ def _looking(logits_fn: LogitsFn) -> tuple[Callable[..., Any]]:
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits = logits_fn(points)
         seen_as = jnp.argmax(logits, -1).astype(labels.dtype)
-        return -margin(logits, labels), seen_as, likeliest(logits, labels, logits.shape[-1])
+        return lead(logits, labels), seen_as, likeliest(logits, labels, logits.shape[-1])
 
     return (look,)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.geometry import check, project, spread, uniform
-from mixtrain_jax.attacks.objectives import margin
+from mixtrain_jax.attacks.gradients import finite
+from mixtrain_jax.attacks.objectives import lead
 from mixtrain_jax.attacks.pgd import pgd
 from mixtrain_jax.attacks.search import Attack, Best, LogitsFn, looking, stepwise, unknown
 from mixtrain_jax.bounds import Ball, BoundsError, Interval, Method, intersect, specification, symbolic
@@ -101,7 +102,7 @@ def _parts(
     logits_fn: LogitsFn, method: Method, corner: bool
 ) -> tuple[Callable[..., _View], Callable[..., _View], Callable[..., jax.Array]]:
     def begin(points: jax.Array, labels: jax.Array) -> _View:
-        broken = margin(logits_fn(points), labels) > 0
+        broken = lead(logits_fn(points), labels) < 0
         return _View(broken, jnp.zeros_like(points), jnp.zeros(points.shape[:1], points.dtype))
 
     def analyse(view: _View, share: jax.Array, labels: jax.Array, box: Interval) -> _View:
@@ -109,7 +110,7 @@ def _parts(
             bounded = method(lambda v: logits_fn(v[None])[0])
             rows = -specification(label, classes, box.dtype)
             bounds, coefficients = bounded.coefficients(rows, box)
-            largest = jnp.argmax(bounds.upper)
+            largest = jnp.argmax(jnp.where(jnp.isnan(bounds.upper), -jnp.inf, bounds.upper))
             return bounds.upper[largest], coefficients.upper[largest]
 
         classes = jax.eval_shape(logits_fn, box.lower).shape[-1]
@@ -117,7 +118,7 @@ def _parts(
         done = view.overtaken
         return _View(
             done | (upper > 0),
-            jnp.where(spread(done, gradient), view.gradient, gradient),
+            jnp.where(spread(done, gradient), view.gradient, finite(gradient)),
             jnp.where(done, view.share, share),
         )
 

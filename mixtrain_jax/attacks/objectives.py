@@ -23,6 +23,15 @@ def margin(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = Non
     return jnp.max(jnp.where(true, -jnp.inf, logits), -1) - label
 
 
+def lead(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The logit of the label minus the largest other one, `[n]`, by which attacks compare points.
+
+    It is infinite where it would be NaN: such a point is nobody's best, and every other one is better.
+    """
+    value = -margin(logits, labels)
+    return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
     """Cross-entropy of the label, or minus that of the target."""
     if targets is not None:
@@ -33,16 +42,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, targets: jax.Array | Non
 def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array | None = None) -> jax.Array:
     """The margin as a share of the spread of the largest logits (Croce and Hein, arXiv 2003.01690, equations 6 and 7).
 
-    Unlike the cross-entropy it does not vanish where logits are large. It wants three classes, four where targeted;
-    with fewer the spread is that of all of them.
+    Unlike the cross-entropy it does not vanish where logits are large. With fewer than three classes, four where
+    targeted, it is the margin itself: margin and spread would be differences of the same logits, their ratio constant.
     """
+    difference = margin(logits, labels, targets)
+    if logits.shape[-1] < (3 if targets is None else 4):
+        return difference
     ordered = jnp.sort(logits, -1)[..., ::-1]
-    if targets is None:
-        spread = ordered[..., 0] - ordered[..., min(2, logits.shape[-1] - 1)]
-    else:
-        low = [ordered[..., min(i, logits.shape[-1] - 1)] for i in (2, 3)]
-        spread = ordered[..., 0] - (low[0] + low[1]) / 2
-    return margin(logits, labels, targets) / (spread + 1e-12)
+    low = ordered[..., 2] if targets is None else (ordered[..., 2] + ordered[..., 3]) / 2
+    return difference / (ordered[..., 0] - low + 1e-12)
 
 
 def likeliest(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.attacks import geometry
-from mixtrain_jax.attacks.objectives import Objective, cross_entropy, margin
+from mixtrain_jax.attacks.gradients import value_and_gradient
+from mixtrain_jax.attacks.objectives import Objective, cross_entropy, lead, margin
 from mixtrain_jax.attacks.search import Best, LogitsFn, keep, stepwise, unknown
 from mixtrain_jax.bounds import BoundsError, Interval
 from mixtrain_jax.bounds.cpu import ordered
@@ -88,7 +90,7 @@ def _of_logits(
     logits_fn: LogitsFn, objective: Objective, points: jax.Array, goal: tuple[jax.Array, jax.Array | None]
 ) -> tuple[jax.Array, jax.Array]:
     logits = logits_fn(points)
-    return objective(logits, *goal), -margin(logits, goal[0])
+    return objective(logits, *goal), lead(logits, goal[0])
 
 
 def fgsm(
@@ -171,8 +173,7 @@ def _parts(
 
     def advance(done: jax.Array, search: _Search, ball: Interval, goal: Any) -> _Search:
         points, velocity, best = search
-        value, pull, found = jax.vjp(lambda z: measure(logits_fn, option, z, goal), points, has_aux=True)
-        (uphill,) = pull(jnp.ones_like(value))
+        _, uphill, found = value_and_gradient(lambda z: measure(logits_fn, option, z, goal), points)
         if velocity is not None:
             axes = tuple(range(1, uphill.ndim))
             size = jnp.maximum(jnp.sum(jnp.abs(uphill), axes, keepdims=True), jnp.finfo(uphill.dtype).tiny)
@@ -208,9 +209,11 @@ def descend(
       Inputs `[n, ...]` in the ball.
     """
     geometry.check_ball(ball)
-    uphill = ordered(jax.grad(lambda points: cross_entropy(logits_fn(points), labels).sum()))
+    climb = ordered(
+        functools.partial(value_and_gradient, lambda points: (cross_entropy(logits_fn(points), labels), None))
+    )
 
     def step(_: jax.Array, points: jax.Array) -> jax.Array:
-        return geometry.project(ball, points + geometry.steepest(ball, uphill(points), 2.5 / steps))
+        return geometry.project(ball, points + geometry.steepest(ball, climb(points)[1], 2.5 / steps))
 
     return jax.lax.fori_loop(0, steps, step, geometry.uniform(key, ball))

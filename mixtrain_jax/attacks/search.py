@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.attacks.geometry import spread
-from mixtrain_jax.attacks.objectives import margin
+from mixtrain_jax.attacks.objectives import lead
 from mixtrain_jax.bounds import Interval
 from mixtrain_jax.bounds.cpu import ordered
 
@@ -59,7 +59,7 @@ def looking(logits_fn: LogitsFn) -> tuple[Callable[[Best, jax.Array, jax.Array],
     """`look(best, points, labels)`: the best of what was met before and of the points. For `stepwise`."""
 
     def look(best: Best, points: jax.Array, labels: jax.Array) -> Best:
-        return keep(best, points, -margin(logits_fn(points), labels))
+        return keep(best, points, lead(logits_fn(points), labels))
 
     return (look,)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks.geometry import check, norm, project, spread
-from mixtrain_jax.attacks.objectives import margin
+from mixtrain_jax.attacks.objectives import lead
 from mixtrain_jax.attacks.search import LogitsFn, stepwise
 from mixtrain_jax.bounds import Ball, Interval
 
@@ -95,7 +95,7 @@ def _run(
     start, move = (_start_l2, _move_l2) if isinstance(ball, Ball) else (_start_linf, _move_linf)
 
     def look(points: jax.Array) -> jax.Array:
-        return -margin(logits_fn(points.reshape(x.shape)), labels)
+        return lead(logits_fn(points.reshape(x.shape)), labels)
 
     def keep(search: _Search, points: jax.Array) -> _Search:
         found = look(points)

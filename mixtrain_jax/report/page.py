@@ -47,6 +47,7 @@ def render(
         f"<p class=caption>{summary['test_examples']} test images, seed {summary['seed']}, "
         f"{summary['seconds']:.0f} s of training on {html.escape(summary['device'])}</p>",
         *_skipped(summary.get("skipped", 0)),
+        *(f"<p><b>Mind:</b> {html.escape(warning)}</p>" for warning in summary.get("warnings", [])),
         f"<div class=numbers>{numbers}</div>",
         f"<p class=caption>Proved: {html.escape(proved)}.</p>",
         *_figures(rows, evaluation, curve, test),

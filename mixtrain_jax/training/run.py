@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from mixtrain_jax import bounds, certify, data, environment, mixing, models, parallel
-from mixtrain_jax.attacks import LogitsFn, pgd
+from mixtrain_jax.attacks import LogitsFn, non_finite_gradient, pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
@@ -49,6 +49,8 @@ from mixtrain_jax.training.steps import (
 Program = Callable[[TrainState, Any, tuple[Any, ...], np.ndarray], tuple[TrainState, jax.Array]]
 # state -> (state, a loss that is known once it is)
 Dispatch = Callable[[TrainState], tuple[TrainState, jax.Array]]
+
+_LOOKED_AT = 64  # test images, for gradients that attacks cannot follow
 
 
 class Best(NamedTuple):
@@ -682,6 +684,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
             poll=poll,
             spread=spread,
         )
+    few = dataset.test[:_LOOKED_AT].floats()
+    if warning := non_finite_gradient(logits_fn, jnp.asarray(few.images), jnp.asarray(few.labels)):
+        display.note(f"Mind: {warning}. Attacks, that of training too, follow the other entries.")
     summary = {
         **evaluation.accuracies(),
         "eps": config.eps,
@@ -695,6 +700,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "verified_by": {name: int((evaluation.proved_by == name).sum()) for name in methods},
         "step": step,
         "skipped": int(saved.state.bad.skipped),
+        "warnings": [warning] if warning else [],
         "params_sha256": fingerprint(params),
         "state_sha256": fingerprint(saved.state),
         "versions": environment.versions(environment.TRAINING),
