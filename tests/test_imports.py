@@ -38,7 +38,7 @@ ALLOWED = {
         *("bounds", "losses", "attacks", "subsample", "mixing", "certify"),
         *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "models", "parallel", "report"),
     },
-    "foreign": {"errors"},
+    "foreign": {"bounds", "errors"},
     "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "training"},
     "cli": {
         *("__version__", "bounds", "compilation", "config", "doctor", "errors", "judging", "parallel", "report"),

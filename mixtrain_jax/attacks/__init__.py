@@ -5,7 +5,7 @@ from mixtrain_jax.attacks.checks import flags, non_finite_gradient
 from mixtrain_jax.attacks.combinators import bpda, chunked, eot, restarts, targeted, worst_of
 from mixtrain_jax.attacks.fab import fab
 from mixtrain_jax.attacks.feature import feature
-from mixtrain_jax.attacks.in_turn import Record, in_turn, smaller
+from mixtrain_jax.attacks.in_turn import NO_CLASS, Record, in_turn, smaller
 from mixtrain_jax.attacks.interval_attack import interval_attack
 from mixtrain_jax.attacks.objectives import Objective, cross_entropy, dlr, margin
 from mixtrain_jax.attacks.pgd import descend, fgsm, pgd
@@ -14,6 +14,7 @@ from mixtrain_jax.attacks.square import square
 from mixtrain_jax.attacks.standard import QUICK, Budget, standard, standard_attacks
 
 __all__ = [
+    "NO_CLASS",
     "QUICK",
     "Attack",
     "Budget",

@@ -48,6 +48,10 @@ def flags(logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, *, broken_by: np
     """
     x, labels = jnp.asarray(x), jnp.asarray(labels)
     first, second = (np.asarray(logits_fn(x), np.float64) for _ in range(2))
+    finite = np.isfinite(first).all(-1) & np.isfinite(second).all(-1)  # others are wrong, not doubtful
+    if not finite.any():
+        return []
+    x, labels, first, second = x[finite], labels[finite], first[finite], second[finite]
     found = collections.Counter(_primitives(jax.make_jaxpr(logits_fn)(x).jaxpr))
     right = first.argmax(-1) == np.asarray(labels)  # at others the DLR can be flat by its definition
     messages = [

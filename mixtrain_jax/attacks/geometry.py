@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds import Ball, BoundsError, Interval
+from mixtrain_jax.bounds.errors import check_classes, check_labels
 
 _INSIDE = 1 - 1e-6  # of the radius: no point may leave the ball by round-off
 
@@ -56,7 +57,7 @@ def check(
 
     Raises:
       BoundsError: as `check_ball` does; where inputs and ball differ in shape; where labels are not one integer an
-        input, or, outside `jax.jit`, not classes of the network.
+        input, or, outside `jax.jit`, not classes of the network, or it has one class.
     """
     check_ball(ball)
     if jnp.shape(x) != jnp.shape(ball.lower):
@@ -72,10 +73,9 @@ def check(
     if isinstance(labels, jax.core.Tracer) or not np.size(labels):
         return
     batch = jax.ShapeDtypeStruct((batch_size or np.size(labels), *jnp.shape(x)[1:]), jnp.asarray(x).dtype)
-    classes = jax.eval_shape(logits_fn, batch).shape[-1]
-    if (low := int(np.min(labels))) < 0 or (high := int(np.max(labels))) >= classes:
-        wrong = low if low < 0 else high
-        raise BoundsError(f"Labels are classes of the network, 0 to {classes - 1}; got {wrong}.")
+    logits = jax.eval_shape(logits_fn, batch)
+    check_classes("An attack", logits.shape)
+    check_labels("An attack", np.asarray(labels), logits.shape[-1])
 
 
 def project(ball: Interval, points: jax.Array) -> jax.Array:

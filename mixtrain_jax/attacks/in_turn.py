@@ -18,6 +18,7 @@ from mixtrain_jax.attacks.objectives import lead, likeliest
 from mixtrain_jax.attacks.search import Attack, LogitsFn, Poll, stepwise
 from mixtrain_jax.bounds import BoundsError, Interval
 
+NO_CLASS = -1  # of logits that are no numbers
 # The second is all that some kernels of CPUs say where they get no memory to work in.
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 
@@ -29,7 +30,7 @@ class Record:
     Attributes:
       adversarial: the input of the lowest margin met, `[n, ...]`; the example itself where that was wrong before.
       margin: its margin, `[n]`, the label's logit minus the largest other one.
-      seen_as: class that the network takes it for, `[n]`.
+      seen_as: class that the network takes it for, `[n]`; -1 where a logit is NaN or infinite, which is wrong too.
       broken_by: str `[n]`, "clean" where the example was wrong before, else the attack; "" where it stands.
       seconds: spent in each attack, in order, compilation included.
     """
@@ -92,7 +93,7 @@ def in_turn(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, x, labels, ball))):
         raise BoundsError("Attacks in turn look at values and can't run inside jax.jit; call them outside.")
     check(logits_fn, x, labels, ball, batch_size)
-    images, labels = np.asarray(x), np.asarray(labels)
+    images, labels = np.asarray(x), np.asarray(labels, np.int32)
     ball, n = jax.tree.map(np.asarray, ball), len(images)
     _, (look,) = stepwise(_looking, logits_fn, arrays=images)
     look = spread(look)
@@ -173,7 +174,8 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 def _looking(logits_fn: LogitsFn) -> tuple[Callable[..., Any]]:
     def look(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits = logits_fn(points)
-        seen_as = jnp.argmax(logits, -1).astype(labels.dtype)
+        is_class = jnp.isfinite(logits).all(-1)  # the largest of logits that overflow says nothing
+        seen_as = jnp.where(is_class, jnp.argmax(logits, -1), NO_CLASS).astype(labels.dtype)
         return lead(logits, labels), seen_as, likeliest(logits, labels, logits.shape[-1])
 
     return (look,)

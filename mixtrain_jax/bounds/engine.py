@@ -24,7 +24,7 @@ from mixtrain_jax.bounds.interval import Ball, Interval, intersect
 from mixtrain_jax.bounds.loops import map_rows
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.rules import Arrays, Relaxation
-from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, record
+from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, is_interval, record
 
 _FEW = 32  # classes, up to which it saves more to leave the label out than it costs to tell the others apart
 
@@ -308,7 +308,7 @@ class Bounded:
           The outputs of `f`, every array an `Interval` of its shape.
 
         Raises:
-          BoundsError: where an interval is malformed.
+          BoundsError: where an interval is malformed, or no argument is one.
           UnsupportedPrimitiveError: where an interval meets a primitive that has no rule for it.
         """
         tape = self._record(args)
@@ -443,6 +443,11 @@ class Bounded:
         return found
 
     def _record(self, args: Sequence[Any]) -> Tape:
+        if not any(is_interval(leaf) for leaf in jax.tree.leaves(args, is_leaf=is_interval)):
+            raise BoundsError(
+                "None of the arguments is an Interval, so there is nothing to bound. Give the input as one, such as "
+                "mt.linf_ball(x, eps=8 / 255, domain=(0, 1))."
+            )
         tape = record(self.f, args, functions.recognize)
         return at_highest_precision(tape) if self.domain.sound else tape
 

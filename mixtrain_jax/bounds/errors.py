@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 
 class BoundsError(ValueError):
     """The input of a bound is malformed: shapes, dtypes, NaN, crossed or negative radii."""
+
+
+def check_classes(who: str, shape: Sequence[int]) -> None:
+    """Refuse logits, `[..., classes]`, of fewer than two classes.
+
+    Raises:
+      BoundsError: with what makes two logits of one.
+    """
+    if not shape or shape[-1] < 2:
+        raise BoundsError(
+            f"{who} wants logits [..., classes] of at least 2 classes, got {list(shape)}. Where one logit z stands for "
+            "class 1 if z > 0, stack a zero beside it: jnp.concatenate([jnp.zeros_like(z), z], axis=-1)."
+        )
+
+
+def check_labels(who: str, labels: np.ndarray, classes: int) -> None:
+    """Refuse labels that are no classes.
+
+    Raises:
+      BoundsError: with one of them and the range of the classes.
+    """
+    if not labels.size:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        hint = " They look 1-based: subtract 1." if low > 0 and high == classes else ""
+        raise BoundsError(f"{who} wants labels between 0 and {classes - 1}, got {low if low < 0 else high}.{hint}")
 
 
 class UnsupportedPrimitiveError(NotImplementedError):

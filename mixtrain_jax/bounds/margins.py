@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
-from mixtrain_jax.bounds.errors import BoundsError
+from mixtrain_jax.bounds.errors import BoundsError, check_classes, check_labels
 from mixtrain_jax.bounds.ibp import ibp
+from mixtrain_jax.bounds.independence import check_independent, read_batch
 from mixtrain_jax.bounds.interval import Ball, Interval, check, concrete
 from mixtrain_jax.bounds.loops import largest_array, map_rows
 from mixtrain_jax.bounds.symbolic import Method
@@ -49,7 +49,8 @@ def margins(
       [[2.0]]
 
     Raises:
-      BoundsError: (the returned function) where labels are not integers, don't fit the ball or are no class of `f`.
+      BoundsError: (the returned function) where labels are not integers, don't fit the ball or are no class of `f`;
+        where `f` mixes the images of a batch, as its jaxpr says, or the logits of some images where the jaxpr doesn't.
     """
 
     def bounded(ball: Interval, labels: ArrayLike) -> jax.Array:
@@ -61,16 +62,18 @@ def margins(
             raise BoundsError(
                 f"margins wants one label an example, got a ball of shape {list(ball.shape)} and {len(labels)} labels."
             )
-        logits = jax.eval_shape(f, ball.lower)
-        if len(logits.shape) != labels.ndim + 1 or logits.shape[-1] < 2:
+        verdict, logits = read_batch(f, ball.lower) if labels.ndim else (None, jax.eval_shape(f, ball.lower))
+        if len(logits.shape) != labels.ndim + 1 or (verdict is not None and logits.shape[0] != verdict.size):
             raise BoundsError(
                 f"margins wants the logits of at least 2 classes, {list(labels.shape)} + [classes], "
                 f"got an output of shape {list(logits.shape)}."
             )
-        classes, values = logits.shape[-1], concrete(labels)
-        if values is not None and not np.all((values >= 0) & (values < classes)):
-            wrong = values[(values < 0) | (values >= classes)].ravel()[0]
-            raise BoundsError(f"margins wants labels between 0 and {classes - 1}, got {wrong}.")
+        check_classes("margins", logits.shape)
+        if (values := concrete(labels)) is not None:
+            check_labels("margins", values, logits.shape[-1])
+
+        if verdict is not None:
+            check_independent(f, ball.lower, verdict)
 
         def example(x: Interval, label: jax.Array, of_one: Callable[[Any], jax.Array]) -> jax.Array:
             return method(of_one).differences(label, x).lower

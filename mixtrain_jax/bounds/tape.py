@@ -25,7 +25,7 @@ from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 
 # Call primitives, and the parameter that holds what they call.
-_CALLS = {
+CALLS = {
     primitives.jit_p: "jaxpr",
     primitives.remat_p: "jaxpr",
     primitives.closed_call_p: "call_jaxpr",
@@ -79,13 +79,22 @@ class Op:
 
     def source(self) -> str:
         """The user's line that made this operation, `file:line (function)`."""
-        ours = __file__.rpartition("/")[0]
-        for source in self.sources:  # What was traced once and cached has no line of the user's in it.
-            frames = source_info_util.summarize(source, num_frames=100).splitlines()
-            users = [line for line in frames if "site-packages" not in line and not line.startswith(ours)]
-            if users:
-                return users[-1]
-        return "an unknown line"
+        return user_line(self.sources)
+
+
+def user_line(sources: Sequence[Any]) -> str:
+    """The user's line that made an operation, `file:line (function)`.
+
+    Args:
+      sources: of the operation, then of the calls around it, innermost first.
+    """
+    ours = __file__.rpartition("/")[0]
+    for source in sources:  # What was traced once and cached has no line of the user's in it.
+        frames = source_info_util.summarize(source, num_frames=100).splitlines()
+        users = [line for line in frames if "site-packages" not in line and not line.startswith(ours)]
+        if users:
+            return users[-1]
+    return "an unknown line"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,8 +128,8 @@ def record(f: Callable[..., Any], args: Sequence[Any], rewrite: Rewrite = lambda
     Raises:
       BoundsError: where an interval is malformed.
     """
-    leaves, tree = jax.tree.flatten(tuple(args), is_leaf=_is_interval)
-    slots = [i for i, leaf in enumerate(leaves) if _is_interval(leaf)]
+    leaves, tree = jax.tree.flatten(tuple(args), is_leaf=is_interval)
+    slots = [i for i, leaf in enumerate(leaves) if is_interval(leaf)]
     inputs = tuple(interval_lib.check(leaves[i]) for i in slots)
     out_trees = []
 
@@ -205,12 +214,12 @@ class _Recorder:
         if not any(isinstance(x, Ref) for x in operands):
             return _evaluate(eqn.primitive, eqn.params, operands)
         sources = (eqn.source_info, *callers)
-        if eqn.primitive in _CALLS:
-            return self.run(eqn.params[_CALLS[eqn.primitive]], operands, sources)
+        if eqn.primitive in CALLS:
+            return self.run(eqn.params[CALLS[eqn.primitive]], operands, sources)
         if eqn.primitive in _CONTROL:
             return _CONTROL[eqn.primitive](self, eqn, operands, sources)
         if eqn.primitive.name == "shard_map":
-            return self.inline(sharding.unsharded(eqn.params, _CALLS), operands, sources)
+            return self.inline(sharding.unsharded(eqn.params, CALLS), operands, sources)
         refs = [x if isinstance(x, Ref) else None for x in operands]
         if (better := lowering.find(eqn.primitive, eqn.params, operands, refs)) is not None:
             return self.inline(better, operands, sources)
@@ -227,7 +236,7 @@ class _Recorder:
         return self.run(closed, operands, sources)
 
     def scan(self, eqn: Any, operands: list[Operand], sources: tuple[Any, ...]) -> list[Operand]:
-        length, constants, carried = eqn.params["length"], *_scan_sizes(eqn.params)
+        length, constants, carried = eqn.params["length"], *scan_sizes(eqn.params)
         consts, rest = operands[:constants], operands[constants:]
         carry, sequences = rest[:carried], rest[carried:]
         rows: list[list[Operand]] = []
@@ -280,7 +289,7 @@ _CONTROL: dict[Any, Callable[..., list[Operand]]] = {
 }
 
 
-def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+def scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
     """How many constants and how many carried values a scan has."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -311,5 +320,6 @@ def _bind(primitive: core.Primitive, params: dict[str, Any], operands: Sequence[
     return tuple(outputs) if primitive.multiple_results else (outputs,)
 
 
-def _is_interval(x: Any) -> bool:
+def is_interval(x: Any) -> bool:
+    """Whether this leaf of a pytree is an interval."""
     return isinstance(x, Interval)

@@ -9,16 +9,20 @@ by this check.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mixtrain_jax import environment
 from mixtrain_jax.attacks import Poll
+from mixtrain_jax.bounds import BoundsError
 from mixtrain_jax.certify import recompute
 from mixtrain_jax.certify.certificates import Certificate, Certificates, image_sha256, intact
+from mixtrain_jax.certify.network import check_network
 from mixtrain_jax.certify.program import Program, read_program
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import CertificateError
@@ -107,7 +111,8 @@ def verify(
       One reason, or none, for each certificate that was asked for.
 
     Raises:
-      CertificateError: where the network does something that the check does not know, or an index has no certificate.
+      CertificateError: where the network does something that the check does not know or mixes the images of a batch,
+        labels are no classes of it, or an index has no certificate.
     """
     split, header = split.floats(), certificates.header
     split = dataclasses.replace(split, images=split.images.astype(np.float32))
@@ -116,6 +121,7 @@ def verify(
     program = None
     if header.shape == split.images.shape[1:]:
         program = read_program(apply, params, header.shape, np.float32)
+        _check_network(apply, params, split)
     of_all = _reason_of_all(certificates, params, program)
     reasons = [of_all or _reason(record, split, whole[record.index]) for record in records]
     margins = np.full(len(records), np.nan)
@@ -132,6 +138,14 @@ def verify(
     now = environment.versions(environment.PROOF)
     differ = {name: (then, now.get(name, "none")) for name, then in header.versions.items() if now.get(name) != then}
     return Report(np.array([record.index for record in records], int), tuple(reasons), margins, differ)
+
+
+def _check_network(apply: Callable[[Any, Any], Any], params: Any, split: Split) -> None:
+    try:
+        with jax.default_matmul_precision("highest"):
+            check_network(functools.partial(apply, params), split, min(max(len(split), 2), _BATCH))
+    except BoundsError as error:
+        raise CertificateError(f"These certificates cannot be checked. {error}") from error
 
 
 def _chosen(certificates: Certificates, indices: Sequence[int]) -> list[Certificate]:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds, environment
-from mixtrain_jax.attacks import Attack, LogitsFn, Poll, Record, in_turn, pgd, smaller
+from mixtrain_jax.attacks import NO_CLASS, Attack, LogitsFn, Poll, Record, in_turn, pgd, smaller
 from mixtrain_jax.bounds import Method, margins
+from mixtrain_jax.certify.network import check_network
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
@@ -50,7 +51,7 @@ class Evaluation:
 
     threat: Threat
     seconds: dict[str, float]  # spent in each attack and each method, compilation included
-    predictions: np.ndarray  # classes of the unperturbed images
+    predictions: np.ndarray  # classes of the unperturbed images; -1 where a logit is NaN or infinite, here and below
     clean: np.ndarray  # bool: classified rightly
     attacked: np.ndarray  # bool: and still so under every attack
     verified: np.ndarray  # bool: and proved so for the whole ball
@@ -125,15 +126,22 @@ def evaluate(
       spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
 
     Raises:
-      BoundsError: where images, labels, logits or `batch_size` are not as described above, pixels not in the domain, or
-        there is too little memory for a single image.
+      BoundsError: where images, labels, logits or `batch_size` are not as described above, labels no classes, pixels
+        not in the domain, images mixed by the network, or there is too little memory for a single image.
       SoundnessError: where an image is both proved and broken, or an attack returns a point outside the ball.
     """
     split, n = split.floats(), len(split)
     _check(split, threat, batch_size)
     with jax.default_matmul_precision("highest"):
-        predict = jax.jit(functools.partial(_predicted, logits_fn))
-        predictions = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"), spread)
+        predict = jax.jit(logits_fn)
+
+        def logits_of(images: np.ndarray) -> np.ndarray:
+            over = spread if len(images) == batch_size else lambda f: f
+            return _in_batches(predict, [images], len(images), lambda done, total: None, over)
+
+        check_network(logits_fn, split, batch_size, logits_of=logits_of, claims=bool(methods))
+        logits = _in_batches(predict, [split.images], batch_size, functools.partial(poll, "predict"), spread)
+        predictions = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), NO_CLASS).astype(np.int32)
         clean = predictions == split.labels
         standing, adversarial, seen_as = clean.copy(), split.images.copy(), predictions.copy()
         broken_by, lowest = np.full(n, "", dtype=object), np.full(n, np.inf)
@@ -202,15 +210,6 @@ def _check(split: Split, threat: Threat, batch_size: int) -> None:
             f"An evaluation wants pixels in {threat.domain}; image {np.argmin(inside)} has others "
             f"({(~inside).sum()} such images)."
         )
-
-
-def _predicted(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
-    logits = logits_fn(images)
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise bounds.BoundsError(
-            f"An evaluation wants logits [n, classes] of images {list(images.shape)}, got {list(logits.shape)}."
-        )
-    return jnp.argmax(logits, -1)
 
 
 def measure_curve(
@@ -318,7 +317,8 @@ def _smallest_margin(
     eps: jax.Array,
 ) -> jax.Array:
     group = bounds.group_size(method, logits_fn, images.shape[1:])
-    return margins(method, logits_fn, group=group)(threat.ball(images, eps), labels).min(-1)
+    found = margins(method, logits_fn, group=group)(threat.ball(images, eps), labels)
+    return jnp.where(jnp.isfinite(found).all(-1), found.min(-1), jnp.nan)  # what overflows proves nothing
 
 
 def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limit: float) -> np.ndarray:

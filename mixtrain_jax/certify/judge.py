@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks import (
+    NO_CLASS,
     QUICK,
     Attack,
     Budget,
@@ -23,11 +24,12 @@ from mixtrain_jax.attacks import (
     pgd,
     standard_attacks,
 )
-from mixtrain_jax.bounds import Hidden, Method, crown_ibp
+from mixtrain_jax.bounds import BoundsError, Hidden, Method, crown_ibp
 from mixtrain_jax.certify import evaluation as evaluation_lib
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
+from mixtrain_jax.fingerprints import by_name
 
 METHODS = ("ibp", "symbolic", "crown", "alpha_crown")
 CUSTOMARY = "pgd-20"
@@ -119,9 +121,11 @@ def judge(
       poll: called with progress after every batch; whatever it raises ends the judgement.
 
     Raises:
+      BoundsError: as `evaluate` does, and where a parameter is NaN.
       SoundnessError: where an image is both proved and broken, or an attack leaves its ball.
       UnsupportedPrimitiveError: where bounds have no rule for an operation of the network.
     """
+    _refuse_nan(params)
     key = jax.random.key(0) if key is None else key
     attacks = suite("strong", threat) if attacks is None else attacks
     chosen = evaluation_lib.methods(METHODS) if methods is None else methods
@@ -138,7 +142,14 @@ def judge(
         layers += look_at_layers(name, chosen[name], logits_fn, split[:layer_examples], threat)
     few = split[:_LOOKED_AT].floats()
     signs = flags(logits_fn, jnp.asarray(few.images), jnp.asarray(few.labels), broken_by=evaluation.broken_by)
-    return Judgement(evaluation, curve, layers, [*signs, *gaps(evaluation)])
+    doubts = [*threat.doubts(split.images.shape[1:]), *overflows(evaluation), *signs, *gaps(evaluation)]
+    return Judgement(evaluation, curve, layers, doubts)
+
+
+def _refuse_nan(params: Any) -> None:
+    for name, leaf in by_name(params).items():
+        if np.issubdtype(leaf.dtype, np.inexact) and np.isnan(leaf).any():
+            raise BoundsError(f"A network wants parameters that are numbers; {name} has {np.isnan(leaf).sum()} NaN.")
 
 
 def suite(name: str, threat: Threat) -> dict[str, Attack]:
@@ -184,10 +195,21 @@ def look_at_layers(name: str, method: Method, logits_fn: LogitsFn, split: Split,
             layer.operation,
             layer.source,
             layer.box.lower[0].size,
-            float((layer.box.upper - layer.box.lower).mean()),
+            float((layer.box.upper.astype(np.float32) - layer.box.lower.astype(np.float32)).mean()),  # of bool too
             None if layer.unstable is None else float(layer.unstable.mean()),
         )
         for layer in found
+    ]
+
+
+def overflows(evaluation: Evaluation) -> list[str]:
+    """Of how many images the logits are no numbers, in words."""
+    count = int((evaluation.predictions == NO_CLASS).sum())
+    if not count:
+        return []
+    return [
+        f"overflow: logits of {count} of the {len(evaluation.predictions)} images are NaN or infinite. They count as "
+        "misclassified; look for weights or normalizations that overflow float32."
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -44,6 +46,21 @@ class Threat:
 
     def __str__(self) -> str:
         return f"{self.name} eps {self.eps:g}"
+
+    def doubts(self, shape: Sequence[int]) -> list[str]:
+        """A warning where every image of the domain is in every ball; empty otherwise.
+
+        Args:
+          shape: of an image.
+        """
+        width = self.domain[1] - self.domain[0]
+        widest = width if self.norm == "linf" else width * math.prod(shape) ** 0.5
+        if self.eps < widest:
+            return []
+        return [
+            f"radius: {self} reaches across the whole domain {self.domain}, so every image is within it and nothing "
+            f"can be robust. eps is in units of the pixels: give 8 / 255 as {8 / 255 * width:.4g}."
+        ]
 
     def ball(self, images: jax.Array, eps: jax.Array) -> Interval:
         """The balls of images `[n, ...]` with radii `[n]`, rounded outwards: what a bound has to cover."""

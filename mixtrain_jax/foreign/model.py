@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mixtrain_jax.bounds import BoundsError
+from mixtrain_jax.bounds.batch_axis import batch_dependence
+from mixtrain_jax.bounds.errors import check_classes
+from mixtrain_jax.bounds.independence import refuse_mixing
 from mixtrain_jax.errors import ModelError, first_line
 
 
@@ -29,21 +34,23 @@ class Model(NamedTuple):
     classes: int | None
 
 
-def checked(model: Model, count: int = 3) -> Model:
-    """The model with its number of classes, found from shapes alone: nothing is computed.
+def checked(model: Model, count: int = 3, *, alone: bool = True) -> Model:
+    """The model with its number of classes, found from its jaxpr alone: nothing is computed.
 
     Args:
       model: a model; where its shape is not known, it comes back as it is.
       count: how many images to ask about.
+      alone: whether the model takes a single image.
 
     Raises:
-      ModelError: where the logits of n images are not float32 `[n, classes]`, or asking for them fails.
+      ModelError: where the logits of n images are not float32 `[n, classes]` of at least two classes, or asking for
+        them fails; where they certainly depend on other images of the batch.
     """
     if model.shape is None or None in model.shape:
         return model
     images = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32)
     try:
-        logits = jax.eval_shape(model.apply, model.params, images)
+        verdict, logits = batch_dependence(functools.partial(model.apply, model.params), images, alone=alone)
     except ModelError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -57,4 +64,9 @@ def checked(model: Model, count: int = 3) -> Model:
             f"{model.name} must map images {list(images.shape)} to float32 logits [{count}, classes], "
             f"got {logits.dtype}{list(logits.shape)}."
         )
+    try:
+        check_classes(model.name, logits.shape)
+        refuse_mixing(verdict)
+    except BoundsError as error:
+        raise ModelError(f"{model.name} is refused. {error}") from error
     return model._replace(classes=logits.shape[1])
