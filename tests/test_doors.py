@@ -6,8 +6,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 import small_networks as networks
+from onnx import helper, numpy_helper
 
 import mixtrain_jax as mt
 from mixtrain_jax import certify, losses
@@ -160,3 +162,45 @@ def test_parameters_that_are_nan_are_refused_by_name():
 def test_a_radius_beyond_the_domain_is_named(norm, eps, warned):
     found = certify.judge(apply, PARAMS, HONEST, Threat(eps, norm=norm), **{**SHORT, "methods": {}})
     assert any("8 / 255" in warning for warning in found.warnings) is warned
+
+
+def onnx_file(tmp_path, batch, *nodes):
+    """An ONNX file of a linear layer of 4 classes with further nodes on its logits."""
+    shapes = [batch, 9], [batch, 4]
+    given, made = (helper.make_tensor_value_info(n, 1, s) for n, s in zip(("x", "out"), shapes, strict=True))
+    constants = {"w": np.asarray(PARAMS), "one": np.ones(4, np.float32), "zero": np.zeros(1, np.int64)}
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    weights.append(numpy_helper.from_array(np.array([-1, 4]), "rows"))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["z"]), *nodes], "net", [given], [made], weights)
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+NORM = {"training_mode": 1, "epsilon": 1e-5}
+ONNX = {
+    "softmax": [("Softmax", ["z"], ["out"], {"axis": 0})],
+    "sum": [("ReduceSum", ["z", "zero"], ["s"], {"keepdims": 1}), ("Sub", ["z", "s"], ["out"], {})],
+    "transpose": [("Transpose", ["z"], ["t"], {}), ("Reshape", ["t", "rows"], ["out"], {})],
+    "batch norm": [("BatchNormalization", ["z", "one", "one", "one", "one"], ["out"], NORM)],
+}
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx_files_that_mix_the_batch_do_not_load(name, batch, tmp_path):
+    nodes = [helper.make_node(op, inputs, outputs, **more) for op, inputs, outputs, more in ONNX[name]]
+    with pytest.raises(ModelError, match="training" if name == "batch norm" else "mixes the images"):
+        mt.foreign.load_onnx(onnx_file(tmp_path, batch, *nodes))
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 4])
+def test_onnx_files_that_do_not_are_loaded(batch, tmp_path):
+    model = mt.foreign.load_onnx(onnx_file(tmp_path, batch, helper.make_node("Softmax", ["z"], ["out"], axis=1)))
+    assert model.classes == 4
+
+
+def test_a_model_that_looks_at_the_size_of_the_batch_does_not_load():
+    with pytest.raises(ModelError, match=r"model is refused\. The network mixes"):
+        mt.foreign.from_object((negated, PARAMS), shape=IMAGES.shape[1:])
+    assert mt.foreign.from_object((apply, PARAMS), shape=IMAGES.shape[1:]).classes == 4

@@ -161,7 +161,8 @@ class _Walk:
         """The layout that all operands agree on."""
         name, shapes = eqn.primitive.name, [v.aval.shape for v in eqn.invars]
         if name not in _KEPT:
-            return Lost(False, cause) if any(s is not None and s.axes for s in states) else Layout(frozenset())
+            known = any(isinstance(state, Layout) and state.axes for state in states)
+            return Lost(False, cause) if known else Layout(frozenset())
         certain, rule = _KEPT[name]
         dims = rule(eqn.params, shapes, states)
         found = [_moved(s, kept) for s, kept in zip(states, dims, strict=True) if isinstance(s, Layout)]
@@ -177,10 +178,10 @@ class _Walk:
         assert isinstance(state, Layout)
         old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
         pieces: list[Axis] = [axis for axis in state.axes if axis.dim < 0]
-        for axis in state.axes:
-            if axis.dim >= 0 and (found := _split(axis, old, new)) is None:
+        for axis in state.axes.difference(pieces):
+            if (found := _split(axis, old, new)) is None:
                 return Lost(False, cause)
-            pieces += found if axis.dim >= 0 else []
+            pieces += found
         self.moved = cause
         return Layout(_merged(pieces))
 

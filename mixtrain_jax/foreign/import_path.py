@@ -36,7 +36,7 @@ def load_import_path(
 
     Args:
       spec: a module, a colon, and an attribute, which may have dots.
-      shape: of one image. Where it is given, the output for such images is checked; nothing is computed for that.
+      shape: of one image. Where it is given, the output for such images is checked.
       params: of a Flax linen module or a function of `(params, images)`: a pytree, or a file for `read_params`.
       per_example: the model takes one image and returns `[classes]`, as Equinox modules do.
 
@@ -79,7 +79,8 @@ def from_object(
     Args:
       model: the object.
       name: what errors and reports call it.
-      shape: of one image. Where it is given, the output for such images is checked; nothing is computed for that.
+      shape: of one image. Where it is given, the output for such images is checked. That runs the model on some random
+        images only where its jaxpr leaves open whether it mixes the images of a batch.
       params: a pytree, or a file of it as `read_params` reads.
       per_example: the model takes one image and returns `[classes]`.
 
@@ -95,7 +96,7 @@ def from_object(
             return jax.vmap(lambda image: of_one(params, image))(images)
 
     try:
-        return checked(Model(apply, params, name, tuple(shape) if shape is not None else None, None))
+        return checked(Model(apply, params, name, tuple(shape) if shape is not None else None, None), run=True)
     except ModelError as error:
         hint = "" if per_example else " If it takes one image and not a batch of them, say per_example."
         raise ModelError(f"{error}{hint}") from error

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mixtrain_jax.bounds import BoundsError
-from mixtrain_jax.bounds.batch_axis import batch_dependence
+from mixtrain_jax.bounds.batch_axis import Verdict, batch_dependence
 from mixtrain_jax.bounds.errors import check_classes
-from mixtrain_jax.bounds.independence import refuse_mixing
+from mixtrain_jax.bounds.independence import compare_batches, refuse_mixing
 from mixtrain_jax.errors import ModelError, first_line
+
+_EVEN = 20  # times as many images, for a batch that divides by most numbers of classes
 
 
 class Model(NamedTuple):
@@ -34,23 +37,24 @@ class Model(NamedTuple):
     classes: int | None
 
 
-def checked(model: Model, count: int = 3, *, alone: bool = True) -> Model:
-    """The model with its number of classes, found from its jaxpr alone: nothing is computed.
+def checked(model: Model, count: int = 3, *, run: bool = False) -> Model:
+    """The model with its number of classes, found from its jaxpr.
 
     Args:
       model: a model; where its shape is not known, it comes back as it is.
       count: how many images to ask about.
-      alone: whether the model takes a single image.
+      run: whether to run it on a few random images where its jaxpr leaves open whether it mixes the images of a batch.
+        Otherwise nothing is computed.
 
     Raises:
       ModelError: where the logits of n images are not float32 `[n, classes]` of at least two classes, or asking for
-        them fails; where they certainly depend on other images of the batch.
+        them fails; where they depend on other images of the batch.
     """
     if model.shape is None or None in model.shape:
         return model
     images = jax.ShapeDtypeStruct((count, *model.shape), jnp.float32)
     try:
-        verdict, logits = batch_dependence(functools.partial(model.apply, model.params), images, alone=alone)
+        verdict, logits = batch_dependence(functools.partial(model.apply, model.params), images, alone=run)
     except ModelError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -67,6 +71,21 @@ def checked(model: Model, count: int = 3, *, alone: bool = True) -> Model:
     try:
         check_classes(model.name, logits.shape)
         refuse_mixing(verdict)
+        refuse_mixing(_at_another_size(model, count, verdict))
+        if run and verdict.kind == "undecided":
+            none = np.zeros((0, *model.shape), np.float32)
+            compare_batches(lambda x: model.apply(model.params, jnp.asarray(x)), none, [2, count], verdict)
     except BoundsError as error:
         raise ModelError(f"{model.name} is refused. {error}") from error
     return model._replace(classes=logits.shape[1])
+
+
+def _at_another_size(model: Model, count: int, verdict: Verdict) -> Verdict:
+    """The verdict where an open one may not be: images that a reshape cuts apart can be followed at some sizes."""
+    if verdict.kind != "undecided":
+        return verdict
+    images = jax.ShapeDtypeStruct((_EVEN * count, *model.shape), jnp.float32)
+    try:
+        return batch_dependence(functools.partial(model.apply, model.params), images, alone=False)[0]
+    except Exception:  # of a model of so many images alone
+        return verdict

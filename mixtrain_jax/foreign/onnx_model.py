@@ -98,9 +98,7 @@ def load_onnx(
         return logits.reshape((n, logits.shape[-1]))
 
     seen = (*image[1:], image[0]) if nhwc else image
-    return checked(
-        Model(apply, params, str(path), seen, None), count=3 if batch is None else 2 * batch, alone=batch in (None, 1)
-    )
+    return checked(Model(apply, params, str(path), seen, None), count=3 if batch is None else 2 * batch)
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
