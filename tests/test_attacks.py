@@ -410,7 +410,7 @@ def test_arguments_that_make_no_sense_are_refused(key, changes, message):
 @pytest.mark.parametrize("attack", [fgsm, apgd, fab, square, targeted(apgd), interval_attack])
 def test_no_attack_takes_labels_that_are_no_classes(key, attack):
     x = networks.images(0, 4)
-    with pytest.raises(BoundsError, match="0 to 3; got 4"):
+    with pytest.raises(BoundsError, match="between 0 and 3, got 4"):
         attack(key, MLP, x, np.full(4, 4), linf_ball(x, 0.1))
-    with pytest.raises(BoundsError, match="0 to 3; got 4"):
+    with pytest.raises(BoundsError, match="between 0 and 3, got 4"):
         in_turn(key, MLP, x, np.full(4, 4), linf_ball(x, 0.1), {"attack": attack})

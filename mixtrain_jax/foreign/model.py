@@ -71,20 +71,20 @@ def checked(model: Model, count: int = 3, *, run: bool = False) -> Model:
     try:
         check_classes(model.name, logits.shape)
         refuse_mixing(verdict)
-        refuse_mixing(_at_another_size(model, count, verdict))
+        refuse_mixing(_at_another_size(model, images, verdict))
         if run and verdict.kind == "undecided":
-            none = np.zeros((0, *model.shape), np.float32)
+            none = np.zeros((0, *images.shape[1:]), np.float32)
             compare_batches(lambda x: model.apply(model.params, jnp.asarray(x)), none, [2, count], verdict)
     except BoundsError as error:
         raise ModelError(f"{model.name} is refused. {error}") from error
     return model._replace(classes=logits.shape[1])
 
 
-def _at_another_size(model: Model, count: int, verdict: Verdict) -> Verdict:
+def _at_another_size(model: Model, images: jax.ShapeDtypeStruct, verdict: Verdict) -> Verdict:
     """The verdict where an open one may not be: images that a reshape cuts apart can be followed at some sizes."""
     if verdict.kind != "undecided":
         return verdict
-    images = jax.ShapeDtypeStruct((_EVEN * count, *model.shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((_EVEN * images.shape[0], *images.shape[1:]), images.dtype)
     try:
         return batch_dependence(functools.partial(model.apply, model.params), images, alone=False)[0]
     except Exception:  # of a model of so many images alone
