@@ -426,7 +426,41 @@ def test_bounds_of_operators_contain_what_they_compute(name, tmp_path):
     assert_contains(ours, jax.jit(mt.crown(lambda x: ours.apply(ours.params, x)))(ball), ball, 20)
 
 
+WILD = {
+    **{op: [{"alpha": a} for a in (0.0, -1.0, -2.5, 1.75, 1e8, 1e-30, -1e30)] for op in ("Elu", "LeakyRelu", "Selu")},
+    "Celu": [{"alpha": a} for a in (-1.0, -2.5, 1.75, 1e8, 1e-30)],
+    "HardSigmoid": [{"alpha": a, "beta": b} for a, b in ((-1.0, 0.5), (0.0, 2.0), (1e8, -1e8), (1e-30, 1e30))],
+}
+
+
+@pytest.mark.parametrize("op", WILD)
+def test_bounds_hold_whatever_the_attributes(op, tmp_path):
+    images = normal((500, 6)) * np.array([0.1, 0.3, 1, 3, 10, 30], np.float32)
+    box = mt.Interval(jnp.asarray(images.min(0)), jnp.asarray(images.max(0)))
+    for attributes in WILD[op]:
+        node = helper.make_node(op, ["images"], ["out"], **attributes)
+        model = load_onnx(saved(classifier([node], {}, (1, 6), 17), tmp_path))
+        logits = np.asarray(model.apply(model.params, images))
+        known = np.isfinite(logits)
+        for method in (mt.ibp, mt.crown):
+            out = method(lambda x, model=model: model.apply(model.params, x[None])[0], sound=True)(box)
+            outside = (logits < np.asarray(out.lower)[None]) | (logits > np.asarray(out.upper)[None])
+            assert not np.any(known & outside), (method.__name__, attributes)  # NaN certifies nothing
+
+
 # What is refused.
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("op", ["Elu", "Celu", "LeakyRelu", "Selu", "HardSigmoid"])
+def test_attributes_that_are_not_finite_are_refused(op, value, tmp_path):
+    model = classifier([helper.make_node(op, ["images"], ["out"], alpha=value)], {}, WIDE, 17)
+    refused(model, tmp_path, "the attribute 'alpha' must be finite, got")
+
+
+def test_a_division_by_an_alpha_of_zero_is_refused(tmp_path):
+    model = classifier([helper.make_node("Celu", ["images"], ["out"], alpha=0.0)], {}, WIDE, 17)
+    refused(model, tmp_path, "alpha must not be 0")
 
 
 def refused(model, tmp_path, match, **options):

@@ -499,8 +499,8 @@ def elu(alpha: float) -> Curve:
 
 
 def celu(alpha: float) -> Curve:
-    """`x` where that is positive, `alpha * (exp(x / alpha) - 1)` elsewhere, for `alpha > 0`."""
-    return Curve(lambda x: jax.nn.celu(x, alpha), True)
+    """`x` where that is positive, `alpha * (exp(x / alpha) - 1)` elsewhere; smooth at 0 for any `alpha` but 0."""
+    return Curve(lambda x: jax.nn.celu(x, alpha), alpha > 0)
 
 
 def clamp(low: ArrayLike, high: ArrayLike) -> Curve:

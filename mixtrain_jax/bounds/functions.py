@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,35 +35,30 @@ class _Known:
       function: of one array and of settings by keyword.
       settings: from the op it may begin with, the settings to try.
       numbers: keywords of settings that are numbers on the tape, found there.
+      admits: of these numbers, whether the rule holds for them; a call with others is bounded piece by piece.
     """
 
     primitive: Primitive
     function: Callable[..., jax.Array]
     settings: Callable[[Op], Sequence[dict[str, Any]]] = lambda op: [{}]
     numbers: tuple[str, ...] = ()
+    admits: Callable[..., bool] = lambda *numbers: True
 
 
 _KNOWN: list[_Known] = []
 
 
 def register_function(
-    name: str, function: Callable[..., jax.Array], rule: Rule | Curve, numbers: tuple[str, ...] = ()
+    name: str,
+    function: Callable[..., jax.Array],
+    rule: Rule | Curve,
+    numbers: tuple[str, ...] = (),
+    admits: Callable[..., bool] = lambda *numbers: True,
 ) -> None:
-    """Teach the library a function as a whole, so that it is bounded tightly wherever it is called.
-
-    Args:
-      name: what errors and tables call it.
-      function: an entrywise function `function(x, **numbers)` as users call it.
-      rule: a `Curve`, for a function without numbers, or any `Rule`; its ops have the numbers as `params`.
-      numbers: keywords of its parameters that may differ from call to call.
-
-    Example (`docs/adding-a-rule.md` has it whole)::
-
-        mt.bounds.register_function("bump", bump, mt.bounds.Curve(bump, False, critical=turns, inflections=bends))
-    """
+    """Look for an entrywise function `function(x, **numbers)`; the ops of its rule have the numbers as `params`."""
     primitive = Primitive(name)
     register(curve_rule(rule, steps=8) if isinstance(rule, Curve) else rule, primitive)
-    _KNOWN.insert(0, _Known(primitive, function, numbers=numbers))
+    _KNOWN.insert(0, _Known(primitive, function, numbers=numbers, admits=admits))
 
 
 def recognize(ops: Sequence[Op], outputs: Sequence[Operand]) -> list[Op]:
@@ -90,7 +86,7 @@ def _matches(ops: Sequence[Op], i: int, uses: dict[int, int]) -> Iterator[tuple[
             if expected is None:
                 continue
             numbers = _match(ops[i : i + len(expected)], expected, x, uses, len(known.numbers))
-            if numbers is not None:
+            if numbers is not None and known.admits(*numbers):
                 params = {**settings, **dict(zip(known.numbers, numbers, strict=True))}
                 last = ops[i + len(expected) - 1]
                 function = functools.partial(known.function, **params)
@@ -356,6 +352,9 @@ def _of_numbers(make: Callable[..., Curve], *names: str) -> Rule:
     return curve_rule(lambda op: make(*(op.params[name] for name in names)), steps=8)
 
 
+# Roundings are counted in units of the operand and the result, of which a factor far from 1 makes more.
+_ORDINARY = 64
+
 register_function("gelu", lambda x: jax.nn.gelu(x, approximate=False), curves.GELU)
 register_function("gelu_tanh", lambda x: jax.nn.gelu(x, approximate=True), curves.GELU_TANH)
 register_function("silu", jax.nn.silu, curves.SILU)
@@ -364,10 +363,22 @@ register_function("softplus", jax.nn.softplus, curves.SOFTPLUS)
 register_function("soft_sign", jax.nn.soft_sign, curves.SOFTSIGN)
 register_function("hard_swish", jax.nn.hard_swish, curves.HARD_SWISH)
 register_function(
-    "leaky_relu", jax.nn.leaky_relu, _of_numbers(curves.leaky_relu, "negative_slope"), ("negative_slope",)
+    "leaky_relu",
+    jax.nn.leaky_relu,
+    _of_numbers(curves.leaky_relu, "negative_slope"),
+    ("negative_slope",),
+    admits=math.isfinite,
 )
-register_function("elu", jax.nn.elu, _of_numbers(curves.elu, "alpha"), ("alpha",))
-register_function("celu", jax.nn.celu, _of_numbers(curves.celu, "alpha"), ("alpha",))
+register_function(
+    "elu", jax.nn.elu, _of_numbers(curves.elu, "alpha"), ("alpha",), admits=lambda alpha: abs(alpha) <= _ORDINARY
+)
+register_function(
+    "celu",
+    jax.nn.celu,
+    _of_numbers(curves.celu, "alpha"),
+    ("alpha",),
+    admits=lambda alpha: 0 < alpha <= _ORDINARY,  # a negative one lets its exponent grow without limit
+)
 register_function("relu6", jax.nn.relu6, curves.clamp(0.0, 6.0))
 register_function("hard_tanh", jax.nn.hard_tanh, curves.clamp(-1.0, 1.0))
 register_function(

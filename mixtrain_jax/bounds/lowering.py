@@ -41,10 +41,10 @@ def _div(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -
 
 def _pow(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
     exponent = None if refs[1] is not None else concrete(operands[1])
-    if exponent is None or exponent.ndim:
+    if exponent is None or exponent.ndim or not abs(float(exponent)) < 2**31:  # nor NaN
         return lambda x, y: jnp.exp(jnp.asarray(y, jnp.result_type(x)) * jnp.log(x))
     n = float(exponent)
-    return (lambda x, _: lax.integer_pow(x, int(n))) if n.is_integer() and abs(n) < 2**31 else None
+    return (lambda x, _: lax.integer_pow(x, int(n))) if n.is_integer() else None
 
 
 def _neutral(value: float) -> Callable[..., Function | None]:

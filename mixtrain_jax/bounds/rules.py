@@ -559,10 +559,10 @@ def _rem(op: Op, operands: Sequence[Value]) -> list[Interval]:
     if not isinstance(x, Interval) or isinstance(y, Interval):
         raise unsupported(op, "the divisor is an interval, and only exact divisors are handled")
     low, high = op.bind(x.lower, y)[0], op.bind(x.upper, y)[0]
-    size = jnp.abs(y)
+    size = jnp.where(y == 0, jnp.nan, jnp.abs(y))
     same = (jnp.trunc(x.lower / y) == jnp.trunc(x.upper / y)) & (x.upper - x.lower < size) & (low <= high)
-    lower = jnp.where(same, low, jnp.where(x.lower >= 0, 0, -size))
-    upper = jnp.where(same, high, jnp.where(x.upper <= 0, 0, size))
+    lower = jnp.where(same, low, jnp.where(x.lower >= 0, 0 * size, -size))  # NaN as the divisor is
+    upper = jnp.where(same, high, jnp.where(x.upper <= 0, 0 * size, size))
     return [Interval(jnp.maximum(lower, jnp.minimum(x.lower, 0)), jnp.minimum(upper, jnp.maximum(x.upper, 0)))]
 
 

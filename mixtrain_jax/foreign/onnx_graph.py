@@ -263,6 +263,8 @@ def _node(proto: Any, i: int, path: Path, opset: int, supported: frozenset[str],
             raise ModelError(f"{where}: the attribute {attribute.name!r} is of a wrong type.")
         given.add(attribute.name)
         attributes[attribute.name] = _value(attribute, folder, where)
+        if attribute.type == 1 and proto.op_type != "Constant" and not math.isfinite(attribute.f):
+            raise ModelError(f"{where}: the attribute {attribute.name!r} must be finite, got {attribute.f}.")
     missing = [name for name, attribute in schema.attributes.items() if attribute.required and name not in given]
     if missing:
         raise ModelError(f"{where} lacks the attribute {missing[0]!r}.")

@@ -85,6 +85,12 @@ def _hard_sigmoid(attributes: Attributes, x: Array) -> Array:
     return jnp.clip(attributes["alpha"] * x + attributes["beta"], 0.0, 1.0)
 
 
+def _celu(attributes: Attributes, x: Array) -> Array:
+    if attributes["alpha"] == 0:
+        raise ModelError("alpha must not be 0, by which it divides")
+    return jax.nn.celu(jnp.asarray(x), attributes["alpha"])
+
+
 def _gelu(attributes: Attributes, x: Array) -> Array:
     if attributes["approximate"] not in ("none", "tanh"):
         raise ModelError(f"approximate must be none or tanh, got {attributes['approximate']!r}")
@@ -115,7 +121,7 @@ OPERATIONS: Operators = {
     "Abs": _abs_neg("abs"),
     "Add": _variadic("add"),
     "Cast": _cast,
-    "Celu": lambda attributes, x: jax.nn.celu(jnp.asarray(x), attributes["alpha"]),
+    "Celu": _celu,
     "Clip": _clip,
     "Div": _divide,
     "Elu": lambda attributes, x: jax.nn.elu(jnp.asarray(x), attributes["alpha"]),
