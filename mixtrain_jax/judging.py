@@ -81,14 +81,20 @@ def judge(
             f"judge wants examples and curve_examples of 0 or more and a batch_size of 1 or more, "
             f"got {examples}, {curve_examples} and {batch_size}."
         )
+    _check_source(source)
+    if eps is None and not _is_run(source):
+        raise ConfigError(f"judge wants --eps for {source.model}, which is no run folder.")
+    if eps is not None:
+        Threat(eps, norm=norm)  # before anything is loaded
     subject = load(source, display)
     radius = subject.eps if eps is None else eps
-    if radius is None:
-        raise ConfigError(f"judge wants --eps for {source.model}, which is no run folder.")
+    assert radius is not None  # runs have one
     threat = Threat(radius, subject.dataset.domain, norm)
     split = subject.dataset.test[: examples or len(subject.dataset.test)].floats()
     folder = RunDir(out or Path("judgements") / f"{subject.name}-{norm}-{threat.eps:g}")
     display.note(f"Judging {subject.name} on {len(split)} images of {subject.dataset.name}, {threat}.")
+    for doubt in threat.doubts(split.images.shape[1:]):
+        display.note(doubt)
     methods = certify_lib.methods(certify)
     found = certify_lib.judge(
         subject.apply,
@@ -160,17 +166,15 @@ def load(source: Source, display: Display) -> Subject:
       ModelError: where the model cannot be read.
       DataError: where the data are missing or damaged.
     """
+    _check_source(source)
     folder = Path(source.model)
-    if (folder / "config.json").exists():
+    if _is_run(source):
         setup, params = run.trained(folder, display, source.data_dir)
         dataset = setup.dataset
         if source.data not in (None, dataset.name):
             dataset = data.load(str(source.data), source.data_dir, display.progress)
         return Subject(setup.apply, params, folder.name, dataset, setup.config.eps)
-    if folder.is_dir():
-        raise ConfigError(f"{folder} is no run folder: it has no config.json.")
-    if source.data is None:
-        raise ConfigError(f"judge wants --data for {source.model}, which is no run folder.")
+    assert source.data is not None  # it is checked
     dataset = data.load(source.data, source.data_dir, display.progress)
     shape = dataset.test.images.shape[1:]
     if source.model.endswith(".onnx") and _has_channels_first(source.model, shape):
@@ -180,6 +184,28 @@ def load(source: Source, display: Display) -> Subject:
     if model.classes != dataset.classes:
         raise ConfigError(f"{model.name} has {model.classes} classes, but {dataset.name} has {dataset.classes}.")
     return Subject(model.apply, model.params, Path(model.name).stem, dataset, None)
+
+
+def _is_run(source: Source) -> bool:
+    return (Path(source.model) / "config.json").exists()
+
+
+def _check_source(source: Source) -> None:
+    """Find what is wrong with the names of a model and its data before anything is loaded.
+
+    Raises:
+      ConfigError: where the model does not exist, or has no data.
+    """
+    path = Path(source.model)
+    if not path.exists() and ":" not in source.model:
+        raise ConfigError(
+            f"There is no {source.model}. A model is a run folder, FILE.onnx or package.module:attribute; paths are "
+            f"looked up from {Path.cwd()}."
+        )
+    if path.is_dir() and not _is_run(source):
+        raise ConfigError(f"{path} is no run folder: it has no config.json.")
+    if source.data is None and not _is_run(source):
+        raise ConfigError(f"judge wants --data for {source.model}, which is no run folder.")
 
 
 def _write_certificates(

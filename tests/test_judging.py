@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mixtrain_jax import cli
+from mixtrain_jax import cli, judging
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import CheckpointError
@@ -111,8 +111,11 @@ def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["judge", "nothing.onnx"], 2, "judge wants --data for nothing.onnx"),
-        (["judge", "nothing.onnx", "--data", "digits", "--eps", "0.1"], 1, "nothing.onnx"),
+        (["judge", "nothing.onnx"], 2, "There is no nothing.onnx. A model is a run folder, FILE.onnx or"),
+        (["judge", "runs/nosuch", "--eps", "0.1"], 2, "There is no runs/nosuch. A model is a run folder"),
+        (["judge", "os:path", "--eps", "0.1"], 2, "judge wants --data for os:path"),
+        (["judge", "os:path", "--data", "digits"], 2, "judge wants --eps for os:path"),
+        (["verify-certificate", "FILE", "--model", "runs/nosuch"], 2, "There is no runs/nosuch"),
         (["judge", "os:path", "--data", "digits", "--eps", "0.1"], 1, "os:path"),
         (["judge", "RUN", "--eps", "-1"], 2, "eps >= 0, got -1"),
         (["judge", "RUN", "--examples", "-1"], 2, "examples and curve_examples of 0 or more"),
@@ -121,9 +124,18 @@ def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
         (["nonsense"], 2, "usage: mixtrain COMMAND"),
     ],
 )
-def test_errors_name_what_is_wrong(arguments, code, message, trained, capsys):
-    assert cli.main([str(trained) if word == "RUN" else word for word in arguments]) == code
+def test_errors_name_what_is_wrong(arguments, code, message, trained, judged, capsys):
+    places = {"RUN": str(trained), "FILE": str(judged / "certificates.jsonl")}
+    assert cli.main([places.get(word, word) for word in arguments]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["RUN", "os:path"])
+def test_a_radius_is_looked_at_before_anything_is_loaded(model, trained, capsys, monkeypatch):
+    monkeypatch.setattr(judging, "load", lambda *_: pytest.fail("it loads"))
+    model = str(trained) if model == "RUN" else model
+    assert cli.main(["judge", model, "--data", "digits", "--eps", "-1"]) == 2
+    assert "eps >= 0, got -1" in capsys.readouterr().err
 
 
 def test_help_and_version(capsys):
