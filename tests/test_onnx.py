@@ -504,15 +504,15 @@ def test_graphs_that_are_no_networks(tmp_path):
     refused(model, tmp_path, "nothing makes the output")
     model = files.mlp()
     model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
-    refused(model, tmp_path, "one output")
+    refused(model, tmp_path, "output=NAME")
     model = files.mlp()
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     refused(model, tmp_path, "32-bit floats")
-    refused(files.graph([helper.make_node("Relu", ["w"], ["logits"])], {"w": normal(3)}, ["n", 3]), tmp_path, "classes")
-    for opset in (12, 22):
-        model = files.mlp()
-        model.opset_import[0].version = opset
-        refused(model, tmp_path, "opset of ai.onnx from 13 to 21")
+    refused(
+        files.graph([helper.make_node("Relu", ["w"], ["logits"])], {"w": normal(3)}, ["n", 3]),
+        tmp_path,
+        "does not depend on any input",
+    )
 
 
 def test_nodes_that_their_schema_does_not_know(tmp_path):
@@ -527,7 +527,7 @@ def test_nodes_that_their_schema_does_not_know(tmp_path):
     refused(model, tmp_path, "has 1 inputs, expected 2 to 3")
     model = files.convnet()
     model.graph.node[3].output.append("indices")
-    refused(model, tmp_path, "only the first one is supported")
+    load_onnx(saved(model, tmp_path))  # nothing wants them
     model = files.mlp()
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((6, 8)), "w1"))
     refused(model, tmp_path, r"cannot take an input of type tensor\(double\)")

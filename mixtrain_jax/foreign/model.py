@@ -28,6 +28,7 @@ class Model(NamedTuple):
       name: where it came from, for reports.
       shape: shape of one image; None for a dimension, or for all of it, that is not known.
       classes: number of logits; None where it is not known because the shape is not.
+      notes: sentences on how it was read, for reports.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
@@ -35,9 +36,10 @@ class Model(NamedTuple):
     name: str
     shape: tuple[int | None, ...] | None
     classes: int | None
+    notes: tuple[str, ...] = ()
 
 
-def checked(model: Model, count: int = 3, *, run: bool = False) -> Model:
+def checked(model: Model, count: int = 3, *, run: bool = False, least: int = 2) -> Model:
     """The model with its number of classes, found from its jaxpr.
 
     Args:
@@ -45,10 +47,11 @@ def checked(model: Model, count: int = 3, *, run: bool = False) -> Model:
       count: how many images to ask about.
       run: whether to run it on a few random images where its jaxpr leaves open whether it mixes the images of a batch.
         Otherwise nothing is computed.
+      least: number of outputs; 1 for networks that need not be classifiers.
 
     Raises:
-      ModelError: where the logits of n images are not float32 `[n, classes]` of at least two classes, or asking for
-        them fails; where they depend on other images of the batch.
+      ModelError: where the logits of n images are not float32 `[n, classes]` of at least `least` classes, or asking
+        for them fails; where they depend on other images of the batch.
     """
     if model.shape is None or None in model.shape:
         return model
@@ -69,7 +72,8 @@ def checked(model: Model, count: int = 3, *, run: bool = False) -> Model:
             f"got {logits.dtype}{list(logits.shape)}."
         )
     try:
-        check_classes(model.name, logits.shape)
+        if logits.shape[1] < least:
+            check_classes(model.name, logits.shape)
         refuse_mixing(verdict)
         refuse_mixing(_at_another_size(model, images, verdict))
         if run and verdict.kind == "undecided":

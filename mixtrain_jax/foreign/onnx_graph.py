@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import os
 import stat
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mixtrain_jax.errors import ModelError, first_line
+from mixtrain_jax.foreign.onnx_opsets import Schema, described, plain, renewed
 
-OPSETS = (13, 21)
+OPSETS = (8, 21)
 MAX_FIELDS = 2_000_000  # of the protobuf, small ones included
 MAX_NODES = 10_000
 _MAX_PACKED = 2**24  # bytes of integers that take up to 8 times as much once read
@@ -30,7 +33,7 @@ class Node(NamedTuple):
       op: its type.
       where: how errors call it.
       inputs: names of values.
-      outputs: names of values.
+      outputs: names of values, "" of those that nothing needs.
       attributes: all that the schema knows, defaults included; None for those without a value.
       types: of each input, the dtypes it may have, and the name of the type that it shares with others.
     """
@@ -52,6 +55,8 @@ class Graph(NamedTuple):
       shape: of the images, the batch first; None for a dimension that the file leaves open.
       output: name of the logits.
       initializers: named arrays.
+      fixed: names of those that are inputs of the file.
+      opset: of the file; nodes have the form of the newest one.
     """
 
     nodes: tuple[Node, ...]
@@ -59,15 +64,25 @@ class Graph(NamedTuple):
     shape: tuple[int | None, ...]
     output: str
     initializers: dict[str, np.ndarray]
+    fixed: frozenset[str]
+    opset: int
 
 
-def read_graph(path: Path, supported: frozenset[str], max_bytes: int) -> Graph:
+def read_graph(
+    path: Path,
+    supported: frozenset[str],
+    max_bytes: int,
+    output: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> Graph:
     """Read and check a file.
 
     Args:
       path: the file.
       supported: types of operations that can be computed.
       max_bytes: of the file, and of all weights beside it.
+      output: name of the output that is wanted, where there are several.
+      fixed: values of inputs other than the images, by name.
 
     Raises:
       ModelError: where something is missing, damaged, too large or not supported.
@@ -82,7 +97,7 @@ def read_graph(path: Path, supported: frozenset[str], max_bytes: int) -> Graph:
         _check_fields(data, onnx.ModelProto.DESCRIPTOR, path)
         proto = onnx.ModelProto()
         proto.ParseFromString(data)
-        return _graph(proto, path, supported, max_bytes, onnx)
+        return _graph(proto, path, supported, max_bytes, output, fixed, onnx)
     except ModelError:
         raise
     except (DecodeError, UnicodeDecodeError, ValueError, OverflowError, IndexError) as error:
@@ -153,7 +168,15 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     raise ValueError(f"a number of more than 10 bytes at byte {position}")
 
 
-def _graph(proto: Any, path: Path, supported: frozenset[str], max_bytes: int, onnx: Any) -> Graph:
+def _graph(
+    proto: Any,
+    path: Path,
+    supported: frozenset[str],
+    max_bytes: int,
+    output: str | None,
+    fixed: Mapping[str, Any] | None,
+    onnx: Any,
+) -> Graph:
     opset = _opset(proto, path)
     graph = proto.graph
     if len(graph.node) > MAX_NODES:
@@ -166,25 +189,22 @@ def _graph(proto: Any, path: Path, supported: frozenset[str], max_bytes: int, on
         if not tensor.name or tensor.name in initializers:
             raise ModelError(f"{path}: the initializer name {tensor.name!r} is empty or taken twice.")
         initializers[tensor.name] = folder.tensor(tensor, f"the initializer {tensor.name!r}")
-    inputs = [value for value in graph.input if value.name not in initializers]
-    if len(inputs) != 1 or len(graph.output) != 1:
-        names = [[value.name for value in values] for values in (inputs, graph.output)]
-        raise ModelError(
-            f"{path}: expected one input, the images, and one output, the logits; got inputs {names[0]} and outputs "
-            f"{names[1]}. Cut out the part that is wanted with onnx.utils.extract_model."
-        )
-    (images,), (logits,) = inputs, graph.output
-    nodes, known = [], {images.name, *initializers}
-    if "" in known or len(known) != len(initializers) + 1:
-        raise ModelError(f"{path}: the input has no name of its own.")
+    inputs = {value.name: value for value in graph.input if value.name not in initializers}
+    if "" in inputs or "" in initializers:
+        raise ModelError(f"{path}: an input has no name.")
+    for name, value in (fixed or {}).items():
+        initializers[name] = _fixed(inputs.pop(name, None), name, value, folder, path)
+    reader = _Reader(path, opset, supported, folder, _schemas(onnx), initializers)
+    nodes, known = [], {*inputs, *initializers}
     for i, proto_node in enumerate(graph.node):
-        node = _node(proto_node, i, path, opset, supported, folder, onnx)
+        node = reader.node(proto_node, i)
         for name in node.inputs:
-            if name and name not in known:
+            if name and name not in known and name not in initializers:
                 raise ModelError(
                     f"{node.where} wants {name!r}, which nothing before it makes: the graph has a cycle, "
                     "is not sorted, or an input dangles."
                 )
+        known.update(node.inputs)
         for name in filter(None, node.outputs):
             if name in known:
                 raise ModelError(f"{node.where} makes {name!r}, which exists already.")
@@ -193,16 +213,53 @@ def _graph(proto: Any, path: Path, supported: frozenset[str], max_bytes: int, on
             initializers[node.outputs[0]] = _constant(node)
         else:
             nodes.append(node)
-    if logits.name not in known:
-        raise ModelError(f"{path}: nothing makes the output {logits.name!r}.")
-    needed = _needed(nodes, logits.name)
-    used = {name for node in needed for name in node.inputs} | {logits.name}
+    logits = _chosen([value.name for value in graph.output], output, path)
+    if logits not in known:
+        raise ModelError(f"{path}: nothing makes the output {logits!r}.")
+    needed = _needed(nodes, logits)
+    used = {name for node in needed for name in node.inputs} | {logits}
+    images = _images({name: value for name, value in inputs.items() if name in used}, path)
     shape = _input_shape(images, path, onnx)
-    return Graph(needed, images.name, shape, logits.name, {k: v for k, v in initializers.items() if k in used})
+    kept = {name: value for name, value in initializers.items() if name in used or name in (fixed or ())}
+    return Graph(needed, images.name, shape, logits, kept, frozenset(fixed or ()), opset)
+
+
+def _fixed(declared: Any, name: str, value: Any, folder: _Folder, path: Path) -> np.ndarray:
+    """What an input is fixed to, in the type and shape that the file declares."""
+    if declared is None:
+        raise ModelError(f"{path} has no input {name!r} that could be fixed.")
+    dtype = folder.dtype(declared.type.tensor_type.elem_type, f"{path}, the input {name!r}")
+    found = np.asarray(value)
+    sizes = [size.dim_value if size.HasField("dim_value") else None for size in declared.type.tensor_type.shape.dim]
+    if not np.can_cast(found.dtype, dtype, "same_kind") or found.ndim != len(sizes):
+        raise ModelError(f"{path}: the input {name!r} wants {dtype}{sizes}, got {found.dtype}{list(found.shape)}.")
+    if any(wanted not in (None, size) for wanted, size in zip(sizes, found.shape, strict=True)):
+        raise ModelError(f"{path}: the input {name!r} wants {dtype}{sizes}, got {found.dtype}{list(found.shape)}.")
+    return found.astype(dtype)
+
+
+def _chosen(outputs: list[str], output: str | None, path: Path) -> str:
+    if output is not None and output not in outputs:
+        raise ModelError(f"{path} has no output {output!r}, only {outputs}.")
+    if output is None and len(outputs) != 1:
+        raise ModelError(f"{path} has the outputs {outputs}: say which one is wanted with output=NAME.")
+    return output or outputs[0]
+
+
+def _images(inputs: dict[str, Any], path: Path) -> Any:
+    """The one input that is left."""
+    if not inputs:
+        raise ModelError(f"{path}: the output does not depend on any input.")
+    if len(inputs) > 1:
+        raise ModelError(
+            f"{path} has the inputs {list(inputs)}, where one is expected, the images: give the values of the others "
+            "with fixed={NAME: array}."
+        )
+    return next(iter(inputs.values()))
 
 
 def _opset(proto: Any, path: Path) -> int:
-    versions = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
+    versions = sorted({opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")})
     if len(versions) != 1 or not OPSETS[0] <= versions[0] <= OPSETS[1]:
         raise ModelError(
             f"{path}: expected one opset of ai.onnx from {OPSETS[0]} to {OPSETS[1]}, got {versions}. Export it anew, "
@@ -215,8 +272,8 @@ def _needed(nodes: list[Node], output: str) -> tuple[Node, ...]:
     wanted, kept = {output}, []
     for node in reversed(nodes):
         if not wanted.isdisjoint(filter(None, node.outputs)):
+            kept.append(node._replace(outputs=tuple(name if name in wanted else "" for name in node.outputs)))
             wanted.update(node.inputs)
-            kept.append(node)
     return tuple(reversed(kept))
 
 
@@ -225,74 +282,110 @@ def _input_shape(value: Any, path: Path, onnx: Any) -> tuple[int | None, ...]:
     if not value.type.HasField("tensor_type") or tensor.elem_type != onnx.TensorProto.FLOAT:
         raise ModelError(f"{path}: the input {value.name!r} must be a tensor of 32-bit floats.")
     shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
-    if len(shape) < 2 or any(size is not None and not 0 < size < 2**31 for size in shape):
-        raise ModelError(f"{path}: the input {value.name!r} must have a shape [n, ...], got {list(shape)}.")
+    if not shape or any(size is not None and not 0 < size < 2**31 for size in shape):
+        raise ModelError(f"{path}: the input {value.name!r} must have a shape [n, ...] or [...], got {list(shape)}.")
     return shape
 
 
-def _node(proto: Any, i: int, path: Path, opset: int, supported: frozenset[str], folder: _Folder, onnx: Any) -> Node:
-    where = f"{path}: node {i} ({proto.op_type}{f' {proto.name!r}' if proto.name else ''})"
-    if proto.domain not in ("", "ai.onnx"):
-        raise ModelError(
-            f"{where} is of the operator domain {proto.domain!r}; only ONNX's own operators are supported."
-        )
-    if proto.op_type not in supported:
-        raise ModelError(f"{where}: this operator is not supported. Those that are: {', '.join(sorted(supported))}.")
-    try:
-        schema = onnx.defs.get_schema(proto.op_type, opset, "")
-    except onnx.defs.SchemaError as error:
-        raise ModelError(f"{where}: opset {opset} has no such operator.") from error
-    for what, count, low, high in (
-        ("inputs", len(proto.input), schema.min_input, schema.max_input),
-        ("outputs", len(proto.output), schema.min_output, schema.max_output),
-    ):
-        if not low <= count <= high:
-            raise ModelError(f"{where} has {count} {what}, expected {low} to {high}.")
-    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    formal = [schema.inputs[min(k, len(schema.inputs) - 1)] for k in range(len(proto.input))]
-    if any(not name and parameter.option != optional for name, parameter in zip(proto.input, formal, strict=True)):
-        raise ModelError(f"{where} leaves out an input that it needs.")
-    attributes = {name: _default(attribute, onnx) for name, attribute in schema.attributes.items()}
-    given = set()
-    for attribute in proto.attribute:
-        if attribute.name not in attributes or attribute.name in given:
+class _Reader(NamedTuple):
+    """What nodes are read with.
+
+    Attributes:
+      path: the file.
+      opset: that its nodes are written to.
+      supported: types of operations that can be computed.
+      folder: reads tensors.
+      schema: the schema of an operator in an opset, None where there is none.
+      initializers: named arrays; those that old nodes have as attributes are added.
+    """
+
+    path: Path
+    opset: int
+    supported: frozenset[str]
+    folder: _Folder
+    schema: Callable[[str, int], Schema | None]
+    initializers: dict[str, np.ndarray]
+
+    def node(self, proto: Any, i: int) -> Node:
+        """A node in the form of the newest opset, checked against the schema of its own."""
+        where = f"{self.path}: node {i} ({proto.op_type}{f' {proto.name!r}' if proto.name else ''})"
+        if proto.domain not in ("", "ai.onnx"):
             raise ModelError(
-                f"{where} has the attribute {attribute.name!r}, which is unknown in opset {opset} or twice there."
+                f"{where} is of the operator domain {proto.domain!r}; only ONNX's own operators are supported."
             )
-        if attribute.type != schema.attributes[attribute.name].type.value or attribute.ref_attr_name:
-            raise ModelError(f"{where}: the attribute {attribute.name!r} is of a wrong type.")
-        given.add(attribute.name)
-        attributes[attribute.name] = _value(attribute, folder, where)
-        if attribute.type == 1 and proto.op_type != "Constant" and not math.isfinite(attribute.f):
-            raise ModelError(f"{where}: the attribute {attribute.name!r} must be finite, got {attribute.f}.")
-    missing = [name for name, attribute in schema.attributes.items() if attribute.required and name not in given]
-    if missing:
-        raise ModelError(f"{where} lacks the attribute {missing[0]!r}.")
-    types = tuple((frozenset(parameter.types), parameter.type_str) for parameter in formal)
-    if schema.attributes.keys() >= {"value", "value_ints"}:  # a Constant: exactly one says what it is
-        attributes = {name: attributes[name] for name in given}
-    return Node(proto.op_type, where, tuple(proto.input), tuple(proto.output), attributes, types)
+        if proto.op_type not in self.supported:
+            raise ModelError(f"{where}: this operator is not supported. docs/foreign-models.md lists those that are.")
+        old, new = self.schema(proto.op_type, self.opset), self.schema(proto.op_type, OPSETS[1])
+        if old is None or new is None or old.deprecated:
+            raise ModelError(f"{where}: opset {self.opset} has no such operator.")
+        inputs, types = self._inputs(proto, old, where)
+        given = self._given(proto, old, where)
+        if proto.op_type == "Constant":  # exactly one attribute says what it is
+            return Node(proto.op_type, where, tuple(inputs), tuple(proto.output), given, tuple(types))
+        attributes, moved = renewed(proto.op_type, given, old, new)
+        endless = [name for name, v in given.items() if isinstance(v, float) and not math.isfinite(v)]
+        if not moved and endless:
+            raise ModelError(f"{where}: the attribute {endless[0]!r} must be finite, got {given[endless[0]]}.")
+        if proto.op_type == "BatchNormalization" and old.since < 14:  # the number of outputs said it
+            attributes["training_mode"] = int(len(proto.output) > 1)
+        for k, value in sorted(moved.items()):
+            name = f"{new.names[k]} of node {i}"
+            if name in self.initializers:
+                raise ModelError(f"{self.path}: the name {name!r} is taken.")
+            self.initializers[name] = value
+            inputs += [""] * (k - len(inputs)) + [name]
+            types += new.types[len(types) : k + 1]
+        return Node(proto.op_type, where, tuple(inputs), tuple(proto.output), attributes, tuple(types))
+
+    def _inputs(self, proto: Any, schema: Schema, where: str) -> tuple[list[str], list[tuple[frozenset[str], str]]]:
+        for what, count, (low, high) in (
+            ("inputs", len(proto.input), schema.inputs),
+            ("outputs", len(proto.output), schema.outputs),
+        ):
+            if not low <= count <= high:
+                raise ModelError(f"{where} has {count} {what}, expected {low} to {high}.")
+        formal = [min(k, len(schema.names) - 1) for k in range(len(proto.input))]
+        if any(not name and not schema.optional[k] for name, k in zip(proto.input, formal, strict=True)):
+            raise ModelError(f"{where} leaves out an input that it needs.")
+        return list(proto.input), [schema.types[k] for k in formal]
+
+    def _given(self, proto: Any, schema: Schema, where: str) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for attribute in proto.attribute:
+            if attribute.name not in schema.kinds or attribute.name in given:
+                raise ModelError(
+                    f"{where} has the attribute {attribute.name!r}, which is unknown in opset {self.opset} or twice "
+                    "there."
+                )
+            if attribute.type != schema.kinds[attribute.name] or attribute.ref_attr_name:
+                raise ModelError(f"{where}: the attribute {attribute.name!r} is of a wrong type.")
+            given[attribute.name] = _value(attribute, self.folder, where)
+        missing = [name for name in schema.required if name not in given]
+        if missing:
+            raise ModelError(f"{where} lacks the attribute {missing[0]!r}.")
+        return given
 
 
-def _default(attribute: Any, onnx: Any) -> Any:
-    return _value(attribute.default_value, None, "") if attribute.default_value.type else None
+def _schemas(onnx: Any) -> Callable[[str, int], Schema | None]:
+    """Schemas by operator and opset, each read once."""
+
+    @cache
+    def schema(op: str, opset: int) -> Schema | None:
+        try:
+            return described(onnx.defs.get_schema(op, opset, ""))
+        except onnx.defs.SchemaError:
+            return None
+
+    return schema
 
 
-def _value(attribute: Any, folder: _Folder | None, where: str) -> Any:
-    match attribute.type:
-        case 1:
-            return attribute.f
-        case 2:
-            return attribute.i
-        case 3:
-            return attribute.s.decode()
-        case 4 if folder:
-            return folder.tensor(attribute.t, f"{where}, the attribute {attribute.name!r}")
-        case 6:
-            return list(attribute.floats)
-        case 7:
-            return list(attribute.ints)
-    raise ModelError(f"{where}: the attribute {attribute.name!r} is of a kind that is not supported.")
+def _value(attribute: Any, folder: _Folder, where: str) -> Any:
+    if attribute.type == 4:
+        return folder.tensor(attribute.t, f"{where}, the attribute {attribute.name!r}")
+    value = plain(attribute)
+    if value is None:
+        raise ModelError(f"{where}: the attribute {attribute.name!r} is of a kind that is not supported.")
+    return value
 
 
 def _constant(node: Node) -> np.ndarray:
@@ -322,14 +415,15 @@ class _Folder:
             proto.BOOL: ("?", "int32_data"),
         }
 
+    def dtype(self, kind: int, what: str) -> np.dtype:
+        """The dtype of a data type of the file."""
+        if kind not in self.kinds:
+            raise ModelError(f"{what} is of data type {kind}; only float, double, int32, int64, bool are read.")
+        return np.dtype(self.kinds[kind][0])
+
     def tensor(self, proto: Any, what: str) -> np.ndarray:
         what = f"{self.path}, {what}" if not what.startswith(str(self.path)) else what
-        if proto.data_type not in self.kinds:
-            raise ModelError(
-                f"{what} is of data type {proto.data_type}; only float, double, int32, int64, bool are read."
-            )
-        dtype, field = self.kinds[proto.data_type]
-        dtype, shape = np.dtype(dtype), tuple(proto.dims)
+        dtype, shape = self.dtype(proto.data_type, what), tuple(proto.dims)
         if any(size < 0 for size in shape) or len(shape) > 16 or proto.HasField("segment"):
             raise ModelError(f"{what} has the shape {list(shape)} or comes in segments: not supported.")
         entries = math.prod(shape)
@@ -343,7 +437,7 @@ class _Folder:
         elif proto.HasField("raw_data"):
             raw = proto.raw_data
         else:
-            values = getattr(proto, field)
+            values = getattr(proto, self.kinds[proto.data_type][1])
             if len(values) != entries:
                 raise ModelError(f"{what} has {len(values)} values for the shape {list(shape)}.")
             return np.array(values, dtype.newbyteorder("=")).reshape(shape)

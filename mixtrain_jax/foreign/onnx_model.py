@@ -1,14 +1,15 @@
 """ONNX files as JAX functions.
 
-Our own importer, of feed-forward classifiers only. The package that runs ONNX models on JAX, jaxonnxruntime 0.3 of
+Our own importer, of feed-forward networks only. The package that runs ONNX models on JAX, jaxonnxruntime 0.3 of
 2023, still imports beside jax 0.10 to 0.12, but lacks Relu of opset 13, Flatten and Shape of 21, Gelu and
 LayerNormalization, fails on Clip, and cannot compile shapes that are computed. No other was found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ import numpy as np
 
 from mixtrain_jax.errors import ModelError, first_line
 from mixtrain_jax.foreign.model import Model, checked
-from mixtrain_jax.foreign.onnx_graph import Graph, Node, read_graph
+from mixtrain_jax.foreign.onnx_check import disagreement
+from mixtrain_jax.foreign.onnx_graph import OPSETS, Graph, Node, read_graph
 from mixtrain_jax.foreign.onnx_ops import FOLDABLE, KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
 
 MAX_BYTES = 2**30
@@ -33,50 +35,118 @@ def load_onnx(
     *,
     shape: tuple[int, ...] | None = None,
     layout: Literal["declared", "nhwc"] = "declared",
+    output: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    check: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> Model:
-    """Read a feed-forward classifier: one input of float32 images, one output of logits, opset 13 to 21.
+    """Read a feed-forward network of opset 8 to 21: float32 images in, logits or other floats out.
 
     The parameters are the float32 weights by their names in the file; scalars and integers are part of the function.
-    Where the file fixes the batch to b images, any multiple of b can be given, and each b of them are computed by
-    themselves.
+    Outputs of more than one dimension an image are flattened, the last dimension fastest.
+
+    The batch is the first dimension of the input. Where the file fixes it to b images, any multiple of b can be given,
+    and each b of them are computed by themselves. Where the file leaves it open but works for one image only, images
+    are computed one by one. An input without a batch, such as `[64]`, or a column `[64, 1]` that becomes `[10, 1]`, is
+    one image. `notes` says which.
 
     Files are not trusted: damaged ones, those that ask for much memory, and weights outside the file's folder are
-    refused. Reading computes nothing but shapes; how long `apply` takes is up to the network.
+    refused. Without `check` reading computes nothing but shapes; how long `apply` takes is up to the network.
 
     Args:
       path: the file. Weights beside it are read from its folder alone.
       shape: of one image in the file's own layout, for the dimensions that it leaves open.
       layout: "declared" for images in the layout of the file, for PyTorch's exports `[n, channels, height, width]`;
         "nhwc" for images `[n, height, width, channels]`, transposed at the entrance to what the file wants.
+      output: name of the output that is wanted, where the file has several.
+      fixed: values of the inputs other than the images, by name, where the file has several.
+      check: compare with ONNX Runtime, which must be installed, on a few random images.
       max_bytes: of the file, and of the weights beside it.
 
     Returns:
       A model whose `apply` is compiled and can be bounded, attacked and differentiated.
 
     Raises:
-      ModelError: where the file is missing, damaged, too large, not supported, or no map from images to logits; by
-        `apply`, where images do not fit.
+      ModelError: where the file is missing, damaged, too large or not supported, or ONNX Runtime computes something
+        else; by `apply`, where images do not fit.
     """
     path = Path(path)
-    graph = read_graph(path, _SUPPORTED, max_bytes)
+    graph = read_graph(path, _SUPPORTED, max_bytes, output, fixed)
     if layout not in ("declared", "nhwc"):
         raise ModelError(f'layout must be "declared" or "nhwc", got {layout!r}.')
     if layout == "nhwc" and len(graph.shape) != 4:
         raise ModelError(f'{path} takes images of shape {list(graph.shape)}; layout="nhwc" wants 4 dimensions.')
-    declared = graph.shape[1:]
+    model, reading = _read(path, graph, shape, layout == "nhwc")
+    if check:
+        found = disagreement(path, graph, model, reading.batch, layout == "nhwc")
+        model = model._replace(notes=(*model.notes, f"It agrees with ONNX Runtime to {found:.0e} on random images."))
+    return model
+
+
+class _Reading(NamedTuple):
+    """How the file's input holds images.
+
+    Attributes:
+      batch: images at a time, None for any number, 0 where the input is one image, without a batch.
+      note: what a user should know of it.
+    """
+
+    batch: int | None
+    note: str = ""
+
+
+def _readings(declared: tuple[int | None, ...]) -> list[_Reading]:
+    whole = _Reading(0, f"Its input {_shown(declared)} is one image, without a batch: images are computed one by one.")
+    batch, *rest = declared
+    if not rest:
+        return [whole]
+    if batch is None:
+        return [_Reading(None), _Reading(1, "It works for a batch of one only: images are computed one by one.")]
+    column = all(size == 1 for size in rest)  # rather than a batch of numbers
+    readings = [_Reading(batch)] if batch == 1 else [_Reading(batch), whole]
+    return readings[::-1] if column else readings
+
+
+def _read(path: Path, graph: Graph, shape: tuple[int, ...] | None, nhwc: bool) -> tuple[Model, _Reading]:
+    """The model by the first reading whose shapes fit; the first one's error where none does."""
+    errors = []
+    for reading in _readings(graph.shape):
+        try:
+            model = _model(path, graph, shape, reading, nhwc)
+            count = 3 if reading.batch is None else 2 * max(reading.batch, 1)
+            if model.shape is not None and None not in model.shape:
+                jax.eval_shape(model.apply, model.params, jax.ShapeDtypeStruct((count, *model.shape), jnp.float32))
+        except ModelError as error:
+            errors.append(error)
+        else:
+            return checked(model, count, least=1), reading
+    raise errors[0]
+
+
+def _model(path: Path, graph: Graph, shape: tuple[int, ...] | None, reading: _Reading, nhwc: bool) -> Model:
+    declared = graph.shape[1:] if reading.batch != 0 else graph.shape
     if shape is not None and not _fits(shape, declared):
         raise ModelError(f"{path} declares images of shape {_shown(declared)}, which {list(shape)} does not fit.")
     image = declared if shape is None else tuple(shape)
+    notes = (f"It is of opset {graph.opset}, read as {OPSETS[1]}.",) if graph.opset < 13 else ()
+    notes = (*notes, reading.note) if reading.note else notes
     params, constants = _parted(graph)
-    batch = graph.shape[0]
-    nhwc = layout == "nhwc"
+    apply = _apply(path, graph, constants, image, reading.batch, nhwc)
+    return Model(apply, params, str(path), (*image[1:], image[0]) if nhwc else image, None, notes)
+
+
+def _apply(
+    path: Path, graph: Graph, constants: Values, image: tuple[int | None, ...], batch: int | None, nhwc: bool
+) -> Callable[[Values, jax.Array], jax.Array]:
 
     def compute(params: Values, images: jax.Array) -> jax.Array:
-        logits = _run(graph, {**constants, **params}, images, path)
-        if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
-            raise ModelError(f"{path} maps images {list(images.shape)} to {list(logits.shape)}, expected [n, classes].")
-        return logits
+        outputs = _run(graph, {**constants, **params}, images, path)
+        count = images.shape[0] if batch != 0 else 1
+        if outputs.shape[:1] != (count,) and count != 1:
+            raise ModelError(
+                f"{path} maps images {list(images.shape)} to {list(outputs.shape)}, expected [n, outputs]."
+            )
+        return outputs.reshape((count, -1))
 
     @jax.jit  # so that shapes are checked before anything is computed
     def apply(params: Values, images: jax.Array) -> jax.Array:
@@ -91,14 +161,13 @@ def load_onnx(
         n = images.shape[0]
         if batch is None or n == batch:
             return compute(params, images)
-        if n % batch:
+        if n % max(batch, 1):
             raise ModelError(f"{path} takes {batch} images at a time; {n} is no multiple of that.")
-        groups = images.reshape((n // batch, batch, *images.shape[1:]))
-        logits = jax.vmap(lambda group: compute(params, group))(groups)
-        return logits.reshape((n, logits.shape[-1]))
+        groups = images.reshape((n // batch, batch, *images.shape[1:])) if batch else images
+        outputs = jax.vmap(lambda group: compute(params, group))(groups)
+        return outputs.reshape((n, outputs.shape[-1]))
 
-    seen = (*image[1:], image[0]) if nhwc else image
-    return checked(Model(apply, params, str(path), seen, None), count=3 if batch is None else 2 * batch)
+    return apply
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
@@ -115,7 +184,7 @@ def _parted(graph: Graph) -> tuple[Values, Values]:
     """Parameters, and what must be known when the graph is traced."""
     known, params, constants = _wanted_known(graph), {}, {}
     for name, value in graph.initializers.items():
-        if value.dtype == np.float32 and value.ndim and name not in known:
+        if value.dtype == np.float32 and value.ndim and name not in known and name not in graph.fixed:
             params[name] = jnp.asarray(value)
         else:
             constants[name] = value
@@ -158,10 +227,7 @@ def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Arr
 def _compute(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
     """The outputs of a node. What jax or NumPy say of shapes that do not fit is told as of this node."""
     _check_types(node, inputs)
-    wanted = [i for i, name in enumerate(node.outputs) if name]
     more = {"outputs": len(node.outputs)} if node.op == "Split" else {}
-    if not more and wanted != [0]:
-        raise ModelError(f"{node.where} has outputs {list(node.outputs)}; only the first one is supported.")
     try:
         with np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("strict"):
             result = _evaluated(node, inputs, more)
@@ -170,6 +236,8 @@ def _compute(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
     except Exception as error:
         shapes = [None if x is None else list(x.shape) for x in inputs]
         raise ModelError(f"{node.where} cannot take inputs of shapes {shapes}: {first_line(error)}") from error
+    if any(node.outputs[len(result) :]):
+        raise ModelError(f"{node.where} has outputs {list(node.outputs)}; only the first {len(result)} are supported.")
     if any(not is_known(x) and x.dtype != jnp.float32 for x in result):
         raise ModelError(
             f"{node.where} makes {result[0].dtype} of what depends on the images; only float32 is supported."

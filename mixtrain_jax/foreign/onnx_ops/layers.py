@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,8 @@ from mixtrain_jax.foreign.onnx_ops.values import (
     known,
     together,
 )
+
+TRAINING = "it is in training mode; export the network in inference mode, after model.eval() in PyTorch"
 
 
 def _gemm(attributes: Attributes, a: Array, b: Array, c: Array | None = None) -> Array:
@@ -41,8 +44,10 @@ def _matmul(attributes: Attributes, a: Array, b: Array) -> Array:
 
 
 def _batch_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
-    if attributes.get("training_mode", 0) != 0:
-        raise ModelError("it is in training mode: export the model in inference mode")
+    if attributes["training_mode"] != 0:
+        raise ModelError(f"{TRAINING}: it normalises each image by the others of its batch")
+    if attributes.get("spatial", 1) != 1:
+        raise ModelError("spatial must be 1, statistics of channels")
     if x.ndim < 2 or any(v.shape != (x.shape[1],) for v in (scale, bias, mean, var)):
         raise ModelError(f"its statistics do not fit the channels of {list(x.shape)}")
     factor = scale / jnp.sqrt(var + attributes["epsilon"])
@@ -69,12 +74,19 @@ def _layer_normalization(attributes: Attributes, x: Array, scale: Array, bias: A
 
 
 def _softmax(function: Callable[..., jax.Array]) -> Callable[..., Array]:
-    return lambda attributes, x: function(jnp.asarray(x), axis=axis_of(attributes["axis"], x.ndim))
+    def compute(attributes: Attributes, x: Array) -> Array:
+        x, axis = jnp.asarray(x), axis_of(attributes["axis"], x.ndim)
+        if attributes["since"] >= 13 or axis == x.ndim - 1:
+            return function(x, axis=axis)
+        rows = x.reshape((math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))  # over all axes that follow
+        return function(rows, axis=1).reshape(x.shape)
+
+    return compute
 
 
 def _dropout(attributes: Attributes, x: Array, ratio: Array | None = None, training: Array | None = None) -> Array:
     if training is not None and known(training, "training_mode").any():
-        raise ModelError("it is in training mode: export the model in inference mode")
+        raise ModelError(TRAINING)
     return x
 
 

@@ -1,0 +1,66 @@
+"""An imported ONNX file against ONNX Runtime; the only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from mixtrain_jax.errors import ModelError, first_line
+from mixtrain_jax.foreign.model import Model
+from mixtrain_jax.foreign.onnx_graph import Graph
+
+_IMAGES = 4
+TOLERANCE = 1e-3  # relative to the largest output
+
+
+def disagreement(path: Path, graph: Graph, model: Model, batch: int | None, nhwc: bool) -> float:
+    """How far apart the model and ONNX Runtime are on random images, relative to the largest output.
+
+    Args:
+      path: the file.
+      graph: what was read of it.
+      model: what was made of it.
+      batch: images that the file takes at a time, None for any number, 0 where its input is one image.
+      nhwc: whether the model takes images with channels last where the file wants them first.
+
+    Raises:
+      ModelError: where they differ by more than `TOLERANCE`, ONNX Runtime is missing or refuses the file, or the shape
+        of the images is not known.
+    """
+    shape = [size for size in model.shape or () if size is not None]
+    if model.shape is None or len(shape) != len(model.shape):
+        raise ModelError(f"{path} leaves the shape of images open: check=True needs shape=.")
+    count = max(batch or 1, _IMAGES // (batch or 1) * (batch or 1))
+    images = np.random.default_rng(0).uniform(size=(count, *shape)).astype(np.float32)
+    ours = np.asarray(model.apply(model.params, jnp.asarray(images)))
+    theirs = _reference(path, graph, images.transpose(0, 3, 1, 2) if nhwc else images, batch)
+    if ours.size != theirs.size or not np.array_equal(np.isfinite(ours), np.isfinite(theirs.reshape(ours.shape))):
+        raise ModelError(f"{path}: ONNX Runtime computes something else, of another shape or not finite elsewhere.")
+    theirs = theirs.reshape(ours.shape)
+    finite = np.isfinite(ours)
+    scale = max(1.0, float(np.abs(theirs[finite]).max(initial=0)))
+    found = float(np.abs(ours[finite] - theirs[finite]).max(initial=0)) / scale
+    if found > TOLERANCE:
+        raise ModelError(f"{path}: ONNX Runtime computes something else, {found:.1e} of the largest output away.")
+    return found
+
+
+def _reference(path: Path, graph: Graph, images: np.ndarray, batch: int | None) -> np.ndarray:
+    """What ONNX Runtime computes, all outputs in one row."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelError("check=True needs the package onnxruntime: pip install onnxruntime.") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    step = len(images) if batch is None else batch
+    groups = [images[i : i + step] for i in range(0, len(images), step)] if step else list(images)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        fixed = {name: graph.initializers[name] for name in graph.fixed}
+        outputs = [session.run([graph.output], {**fixed, graph.input: group})[0] for group in groups]
+    except Exception as error:  # its errors have no common base
+        raise ModelError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
+    return np.concatenate([np.asarray(output).reshape(-1) for output in outputs])
