@@ -4,7 +4,8 @@ Every function takes the attributes of a node and its inputs. Values that are kn
 shapes, are NumPy arrays; all others are jax arrays. An operator of `FOLDABLE` whose inputs are all known is evaluated
 at trace time, whether it is written for NumPy or for jax, so its outputs are known too.
 
-Operators are those of https://onnx.ai/onnx/operators, opset 13 to 21.
+Operators are those of https://onnx.ai/onnx/operators, in the form of opset 21; older nodes are brought into it, and
+the attribute "since" is the opset of the schema that they were written to.
 """
 
 from __future__ import annotations
