@@ -7,9 +7,10 @@ thread of our own, not by Orbax's, which would have the hashes beforehand.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -27,7 +28,10 @@ T = TypeVar("T")
 # Where a run has many processes, one has all the arrays on its host, and the checkpoints to itself.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save, and errors that it raises too.
+
+_PATIENCE = 60.0  # seconds for reads or writes that were under way when another one failed
+_ORBAX = threading.Lock()  # one save or restore at a time
 
 
 class Checkpoints:
@@ -106,14 +110,10 @@ class Checkpoints:
             futures.wait([self._saving])
 
     def _write(self, step: int, leaves: dict[str, np.ndarray], before: int | None) -> None:
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), manifest=ocp.args.JsonSave(manifest(leaves)))
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(leaves), manifest=ocp.args.JsonSave(manifest(leaves))
-                ),
-                force=True,
-            )
+            with _patient_loops():
+                self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax and tensorstore raise whatever the file system made them raise.
             kept = "there is no earlier one" if before is None else f"step {before} is whole"
             raise CheckpointError(
@@ -178,12 +178,10 @@ def read(folder: Path, step: int) -> dict[str, np.ndarray]:
       CheckpointError: naming the leaf that differs from the manifest, or saying what else is damaged.
     """
     try:
-        return _read(folder.absolute() / str(step), step)
+        with _patient_loops():
+            return _read(folder.absolute() / str(step), step)
     except Exception as error:  # A damaged file can fail anywhere inside Orbax, tensorstore or JSON.
-        damage = first_line(error)
-    with _no_word_of_tasks():
-        gc.collect()
-    raise CheckpointError(damage)
+        raise CheckpointError(first_line(error)) from error
 
 
 def _read(path: Path, step: int) -> dict[str, np.ndarray]:
@@ -202,15 +200,33 @@ def _read(path: Path, step: int) -> dict[str, np.ndarray]:
     return leaves
 
 
+class PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that closes when its tasks are done, and logs no errors but leaves them to who waits for it.
+
+    Orbax reads and writes leaves in tasks and closes its loop when the first one fails. Tensorstore then reports the
+    others to a closed loop, each with a traceback on standard error.
+    """
+
+    def close(self) -> None:
+        """Wait for the tasks, then close."""
+        if not self.is_closed() and (left := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.wait(left, timeout=_PATIENCE))
+        super().close()
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log nothing."""
+
+
 @contextlib.contextmanager
-def _no_word_of_tasks() -> Iterator[None]:
-    """Orbax reads leaves in tasks and gives up at the first that fails; asyncio logs a traceback of every other one."""
-    log = logging.getLogger("asyncio")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
+def _patient_loops() -> Iterator[None]:
+    """Orbax makes its event loops by `asyncio.new_event_loop` and takes none of others."""
+    with _ORBAX:
+        before = asyncio.new_event_loop
+        asyncio.new_event_loop = PatientLoop
+        try:
+            yield
+        finally:
+            asyncio.new_event_loop = before
 
 
 def _fill(target: T, leaves: dict[str, np.ndarray], where: str, part: bool) -> T:
