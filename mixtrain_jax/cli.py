@@ -153,6 +153,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         file: Annotated[Path, tyro.conf.Positional],
         model: str,
         data: str | None = None,
+        eps: float | None = None,
         examples: int = 0,
         data_dir: Path | None = None,
         params: Path | None = None,
@@ -160,13 +161,16 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     ) -> int:
         """Recompute certificates in float64, by code that shares nothing with what made them.
 
-        Exit code 0 where every certificate holds, 1 where one does not.
+        Nothing that the file says is believed: images, labels and domain are those of the data set, and the radius is
+        that of the command. Exit code 0 where every certificate holds, 1 where one does not.
 
         Args:
           file: The certificates.
           model: The model they are of, as for judge.
           data: Data set of the images; by default that of the run.
-          examples: How many of the first certificates; 0 for all.
+          eps: Radius in pixel units that the certificates should prove; by default that of the run. Those of a smaller
+            radius are rejected, those of a larger one prove it.
+          examples: Of how many of the first test images; 0 for all. The verified accuracy is that of these.
           data_dir: As for judge.
           params: As for judge.
           per_example: As for judge.
@@ -176,7 +180,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
 
         with Display() as display:
             source = judging.Source(model, data, data_dir, params, per_example)
-            return 0 if judging.verify(file, source, display, examples=examples) else 1
+            return 0 if judging.verify(file, source, display, eps=eps, examples=examples) else 1
 
     return _guarded(lambda: _cli(command, "mixtrain verify-certificate", arguments))
 

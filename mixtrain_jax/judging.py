@@ -81,15 +81,9 @@ def judge(
             f"judge wants examples and curve_examples of 0 or more and a batch_size of 1 or more, "
             f"got {examples}, {curve_examples} and {batch_size}."
         )
-    _check_source(source)
-    if eps is None and not _is_run(source):
-        raise ConfigError(f"judge wants --eps for {source.model}, which is no run folder.")
-    if eps is not None:
-        Threat(eps, norm=norm)  # before anything is loaded
+    _check_before_loading("judge", source, eps, norm)
     subject = load(source, display)
-    radius = subject.eps if eps is None else eps
-    assert radius is not None  # runs have one
-    threat = Threat(radius, subject.dataset.domain, norm)
+    threat = _threat(subject, eps, norm)
     split = subject.dataset.test[: examples or len(subject.dataset.test)].floats()
     folder = RunDir(out or Path("judgements") / f"{subject.name}-{norm}-{threat.eps:g}")
     display.note(f"Judging {subject.name} on {len(split)} images of {subject.dataset.name}, {threat}.")
@@ -132,30 +126,57 @@ def judge(
     return numbers
 
 
-def verify(file: Path, source: Source, display: Display, *, examples: int = 0) -> bool:
-    """Check a file of certificates against a model and its data, and show what became of them.
+def verify(file: Path, source: Source, display: Display, *, eps: float | None = None, examples: int = 0) -> bool:
+    """Check a file of certificates against a model, its test images and a threat, and show what they prove.
 
     Args:
       file: the certificates.
       source: the model and its data.
       display: shows what happens.
-      examples: how many of the first certificates; 0 for all.
+      eps: radius in pixel units, in the l-infinity norm; by default that of the run.
+      examples: of how many of the first test images; 0 for all.
 
     Returns:
-      Whether all of them hold.
+      Whether all certificates of these images hold.
 
     Raises:
       MixtrainError: one of its kinds; the message says what to do.
     """
+    if examples < 0:
+        raise ConfigError(f"verify-certificate wants examples of 0 or more, got {examples}.")
     certificates = certify_lib.read(file)
+    _check_before_loading("verify-certificate", source, eps)
     subject = load(source, display)
-    indices = [record.index for record in certificates.records][: examples or None]
-    split = subject.dataset.test[: certificates.header.images]
+    threat = _threat(subject, eps)
+    test = subject.dataset.test
+    split = test[: examples or len(test)]
+    indices = [record.index for record in certificates.records if not examples or record.index < len(split)]
     checked = certify_lib.verify(
-        certificates, subject.apply, subject.params, split, indices=indices, poll=display.progress
+        certificates, subject.apply, subject.params, split, threat, indices=indices, poll=display.progress
     )
-    report.show_check(display.console, checked)
+    images = f"the {len(test)} test images of {subject.dataset.name}"
+    report.show_check(display.console, checked, f"the first {len(split)} of {images}" if examples else images)
+    if later := len(certificates.records) - len(indices):
+        display.note(f"{later} certificates of later images were not looked at.")
+    if (tried := certificates.header.images) < len(split):
+        display.note(f"The file says that {tried} images were tried; --examples {tried} counts among those.")
     return bool(checked.accepted.all())
+
+
+def _check_before_loading(
+    command: str, source: Source, eps: float | None, norm: Literal["linf", "l2"] = "linf"
+) -> None:
+    _check_source(source)
+    if eps is None and not _is_run(source):
+        raise ConfigError(f"{command} wants --eps for {source.model}, which is no run folder.")
+    if eps is not None:
+        Threat(eps, norm=norm)
+
+
+def _threat(subject: Subject, eps: float | None, norm: Literal["linf", "l2"] = "linf") -> Threat:
+    radius = subject.eps if eps is None else eps
+    assert radius is not None  # runs have one
+    return Threat(radius, subject.dataset.domain, norm)
 
 
 def load(source: Source, display: Display) -> Subject:

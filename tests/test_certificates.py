@@ -21,6 +21,7 @@ from mixtrain_jax.errors import CertificateError
 
 PIXELS = (0.0, 1.0)
 SIDE, CLASSES = 5, 4
+THREAT = Threat(0.1, PIXELS)
 
 
 def conv(x, kernel, stride=1, padding=1):
@@ -96,6 +97,11 @@ def read_program(apply, params, dtype=np.float32):
     return program.read_program(apply, params, (SIDE, SIDE, 1), dtype)
 
 
+def in_real_arithmetic(read):
+    """The program of a network that is deployed without roundings, but for those of float64."""
+    return dataclasses.replace(read, unit=recompute.UNIT, tiny=0.0)
+
+
 def logits_of(apply, params):
     """Of many images, for networks of one as well."""
     return jax.vmap(lambda x: apply(params, x[None])[0])
@@ -153,9 +159,11 @@ def resealed(certificates, header=None, **changes):
 
 
 def first_reason(certificates, made, **replaced):
-    known = {"params": made.params, "split": made.split, **replaced}
+    known = {"params": made.params, "split": made.split, "threat": THREAT, **replaced}
     indices = [certificates.records[0].index]
-    (reason,) = certify.verify(certificates, mlp, known["params"], known["split"], indices=indices).reasons
+    (reason,) = certify.verify(
+        certificates, mlp, known["params"], known["split"], known["threat"], indices=indices
+    ).reasons
     return reason
 
 
@@ -233,7 +241,7 @@ def test_bounds_of_a_linear_network_are_below_the_exact_rational_ones():
     w = (rng.normal(size=(30, 3)) * 10.0 ** rng.integers(-6, 7, (30, 3))).astype(np.float32)
     images = rng.uniform(size=(1, 30)).astype(np.float32)
     eps = np.array([np.float32(0.1)])
-    read = program.read_program(lambda p, x: x @ p, w, (30,), np.float32)
+    read = in_real_arithmetic(program.read_program(lambda p, x: x @ p, w, (30,), np.float32))
     lower, upper = recompute.ball(images, eps, (-10.0, 10.0))
     found = recompute.margins(read, recompute.analyse(read, lower, upper), np.array([1])).lower[0]
     for margin, other in zip(found, (0, 2), strict=True):
@@ -325,7 +333,7 @@ def test_every_verified_image_gets_a_certificate_that_is_accepted(made):
     assert made.certificates.header.images == len(split)
     seen = []
     report = certify.verify(
-        made.certificates, mlp, made.params, split, poll=lambda what, done, total: seen.append((done, total))
+        made.certificates, mlp, made.params, split, THREAT, poll=lambda what, done, total: seen.append((done, total))
     )
     assert report.counts() == {}
     assert report.accepted.all()
@@ -346,7 +354,7 @@ def test_what_an_evaluation_of_convolutions_proves_is_accepted(apply, methods):
     )
     assert set(methods) <= set(evaluation.proved_by)
     certificates = certify.certificates_of(evaluation, apply, params, split)
-    report = certify.verify(certificates, apply, params, split)
+    report = certify.verify(certificates, apply, params, split, Threat(0.02, PIXELS))
     assert report.accepted.all()
     assert len(report.reasons) == evaluation.verified.sum() > 5
 
@@ -389,7 +397,7 @@ def test_slopes_that_were_optimised_are_accepted_where_they_prove_it(made):
 def test_one_bit_of_a_parameter_is_noticed(made, name):
     params = {key: value.copy() for key, value in made.params.items()}
     params[name].view(np.uint32).reshape(-1)[3] ^= 1
-    report = certify.verify(made.certificates, mlp, params, made.split)
+    report = certify.verify(made.certificates, mlp, params, made.split, THREAT)
     assert report.counts() == {checker.OTHER_PARAMS: len(made.certificates.records)}
 
 
@@ -407,7 +415,7 @@ def test_parameters_that_the_network_does_not_use_count_too(made):
     ],
 )
 def test_another_network_of_the_same_parameters_is_noticed(made, other):
-    report = certify.verify(made.certificates, other, made.params, made.split)
+    report = certify.verify(made.certificates, other, made.params, made.split, THREAT)
     assert report.counts() == {checker.OTHER_PROGRAM: len(made.certificates.records)}
 
 
@@ -421,7 +429,7 @@ def test_one_bit_of_a_pixel_is_noticed_and_of_no_other_image(made):
     images = made.split.images.copy()
     index = made.certificates.records[1].index
     images[index].view(np.uint32)[2, 2] ^= 1
-    report = certify.verify(made.certificates, mlp, made.params, Split(images, made.split.labels))
+    report = certify.verify(made.certificates, mlp, made.params, Split(images, made.split.labels), THREAT)
     assert report.counts() == {checker.OTHER_IMAGE: 1}
     assert not report.accepted[1]
     assert np.isnan(report.margins[1])
@@ -452,8 +460,8 @@ def test_integer_pixels_are_those_that_they_stand_for(made):
         proved_by=np.full(8, "ibp"),
     )
     certificates = certify.certificates_of(evaluation, mlp, made.params, split)
-    assert certify.verify(certificates, mlp, made.params, split).accepted.sum() > 4
-    assert certify.verify(certificates, mlp, made.params, split.floats()).accepted.all()
+    assert certify.verify(certificates, mlp, made.params, split, Threat(0.01, PIXELS)).accepted.sum() > 4
+    assert certify.verify(certificates, mlp, made.params, split.floats(), Threat(0.01, PIXELS)).accepted.all()
 
 
 CHANGES = {
@@ -470,7 +478,7 @@ def test_any_change_of_a_certificate_is_noticed(made, change):
     record = made.certificates.records[0]
     changed = dataclasses.replace(record, **CHANGES[change](record))
     certificates = certify.Certificates(made.certificates.header, (changed, *made.certificates.records[1:]))
-    report = certify.verify(certificates, mlp, made.params, made.split)
+    report = certify.verify(certificates, mlp, made.params, made.split, THREAT)
     assert report.counts() == {checker.CHANGED: 1}
     assert not report.accepted[0]
 
@@ -481,7 +489,7 @@ def test_any_change_of_a_certificate_is_noticed(made, change):
 def test_any_change_of_the_header_is_noticed(made, change):
     header = dataclasses.replace(made.certificates.header, **change)
     reason = first_reason(dataclasses.replace(made.certificates, header=header), made)
-    assert reason == (checker.OTHER_SHAPE if "shape" in change else checker.CHANGED)
+    assert reason == {"shape": checker.OTHER_SHAPE, "domain": checker.OTHER_DOMAIN}.get(*change, checker.CHANGED)
 
 
 def of_method(made, method):
@@ -500,7 +508,7 @@ def of_method(made, method):
         (lambda r: {"image_sha256": "0" * 64}, checker.OTHER_IMAGE),
         (lambda r: {"index": 10**6}, checker.OTHER_IMAGE),
         (lambda r: {"eps": r.eps * 1.1}, checker.NOT_PROVED),
-        (lambda r: {"eps": r.eps * 0.9}, checker.OTHER_MARGIN),
+        (lambda r: {"eps": r.eps * 0.9}, checker.SMALLER_EPS),
         (lambda r: {"margin": r.margin + 0.01}, checker.NOT_PROVED),
         (lambda r: {"margin": r.margin - 0.01}, checker.OTHER_MARGIN),
         (lambda r: {"margin": 1e6}, checker.NOT_PROVED),
@@ -524,7 +532,7 @@ def test_a_forged_header_is_found(made):
     header = dataclasses.replace(made.certificates.header, norm="l2")
     assert first_reason(resealed(made.certificates, header), made) == checker.UNKNOWN_NORM
     wide = dataclasses.replace(made.certificates.header, domain=(-9.0, 9.0))
-    assert first_reason(resealed(made.certificates, wide), made) == checker.NOT_PROVED
+    assert first_reason(resealed(made.certificates, wide), made) == checker.OTHER_DOMAIN
 
 
 def test_the_margin_of_an_unverifiable_image_is_not_accepted(made):
@@ -541,7 +549,7 @@ def test_the_margin_of_an_unverifiable_image_is_not_accepted(made):
     for method in checker._METHODS:
         forged = dataclasses.replace(record, method=method)
         certificates = certify.Certificates(header, files.sealed(header, [forged]))
-        report = certify.verify(certificates, mlp, made.params, made.split)
+        report = certify.verify(certificates, mlp, made.params, made.split, THREAT)
         assert report.reasons == (checker.NOT_PROVED,)
         assert report.margins[0] < 0
 
@@ -550,7 +558,7 @@ def test_other_versions_are_told_and_accepted(made):
     then = {**made.certificates.header.versions, "jax": "0.1", "python": "2.7"}
     header = dataclasses.replace(made.certificates.header, versions=then)
     certificates = certify.Certificates(header, files.sealed(header, made.certificates.records))
-    report = certify.verify(certificates, mlp, made.params, made.split, indices=[certificates.records[0].index])
+    report = certify.verify(certificates, mlp, made.params, made.split, THREAT, indices=[certificates.records[0].index])
     assert report.accepted.all()
     assert set(report.versions) == {"jax", "python"}
     assert report.versions["jax"] == ("0.1", jax.__version__)
@@ -558,11 +566,11 @@ def test_other_versions_are_told_and_accepted(made):
 
 def test_some_certificates_can_be_checked_and_none_that_is_not_there(made):
     indices = [record.index for record in made.certificates.records[2:0:-1]]
-    report = certify.verify(made.certificates, mlp, made.params, made.split, indices=indices)
+    report = certify.verify(made.certificates, mlp, made.params, made.split, THREAT, indices=indices)
     np.testing.assert_array_equal(report.indices, indices)
     assert report.accepted.all()
     with pytest.raises(CertificateError, match="no certificate of image 0"):
-        certify.verify(made.certificates, mlp, made.params, made.split, indices=[0])
+        certify.verify(made.certificates, mlp, made.params, made.split, THREAT, indices=[0])
 
 
 def test_equally_far_ends_may_choose_either_slope():
@@ -611,7 +619,7 @@ def test_no_certificate_at_all_is_a_file_too(made, tmp_path):
     nothing = dataclasses.replace(made.evaluation, verified=np.zeros_like(made.evaluation.verified))
     certificates = certify.certificates_of(nothing, mlp, made.params, made.split)
     certify.write(tmp_path / "none", certificates)
-    report = certify.verify(certify.read(tmp_path / "none"), mlp, made.params, made.split)
+    report = certify.verify(certify.read(tmp_path / "none"), mlp, made.params, made.split, THREAT)
     assert len(report.accepted) == 0
     assert report.counts() == {}
 
@@ -721,7 +729,7 @@ def test_all_networks_of_the_package_are_known(name):
         lambda x: (rng.normal(size=x.shape) / max(1, np.prod(x.shape[:-1])) ** 0.5).astype(np.float32),
         jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), np.float32)),
     )
-    read = program.read_program(network.apply, params, shape, np.float32)
+    read = in_real_arithmetic(program.read_program(network.apply, params, shape, np.float32))
     image = np.random.default_rng(0).uniform(size=(1, *shape))
     known = recompute.analyse(read, image, image)
     logits = known.boxes[read.output]

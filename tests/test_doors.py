@@ -53,9 +53,9 @@ def test_a_network_that_mixes_the_batch_is_neither_judged_nor_certified(network)
     split = networks.labelled(functools.partial(apply, PARAMS), IMAGES)
     found = evaluate(jax.random.key(0), functools.partial(apply, PARAMS), split, THREAT, batch_size=4, **SHORT)
     certificates = certify.certificates_of(found, apply, PARAMS, split)
-    assert certify.verify(certificates, apply, PARAMS, split).accepted.all()
+    assert certify.verify(certificates, apply, PARAMS, split, THREAT).accepted.all()
     with pytest.raises(CertificateError, match=r"mixes the images of a batch|does not know the primitive"):
-        certify.verify(certificates, network, PARAMS, split)
+        certify.verify(certificates, network, PARAMS, split, THREAT)
 
 
 def test_a_batch_size_that_alone_misbehaves_is_found():
@@ -90,7 +90,7 @@ def test_labels_that_are_no_classes_are_refused(labels, message):
         certify.Header("0" * 64, "0" * 64, "linf", (0.0, 1.0), IMAGES.shape[1:], len(split), {}), ()
     )
     with pytest.raises(CertificateError, match=message):
-        certify.verify(certificates, apply, PARAMS, split)
+        certify.verify(certificates, apply, PARAMS, split, THREAT)
 
 
 def one_logit(x):

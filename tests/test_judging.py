@@ -1,5 +1,7 @@
 """The judge and the check of certificates as their users call them."""
 
+import dataclasses
+import functools
 import json
 import shutil
 
@@ -9,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mixtrain_jax import cli, judging
+from mixtrain_jax import certify, cli, judging
+from mixtrain_jax.certify import certificates as files
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import CheckpointError
@@ -52,14 +55,65 @@ def test_a_run_is_judged_into_a_folder(judged):
 
 def test_its_certificates_hold_and_a_changed_one_does_not(judged, trained, tmp_path, capsys):
     file = judged / "certificates.jsonl"
-    assert cli.main(["verify-certificate", str(file), "--model", str(trained)]) == 0
-    assert "certificates hold, recomputed in float64" in capsys.readouterr().out
+    certificates = certify.read(file)
+    count, options = len(certificates.records), ["--model", str(trained), "--eps", "0.02"]
+    assert cli.main(["verify-certificate", str(file), *options, "--examples", "40"]) == 0
+    words = capsys.readouterr().out
+    assert f"{count} of {count} certificates hold, recomputed in float64" in words
+    told = f"{count} of 40 distinct images among the first 40 of the 500 test images of digits, verified accuracy"
+    assert f"Proved: l-infinity eps 0.02, domain 0 to 1: {told} {count / 40:.2%}." in words
     changed = file.read_text().splitlines()
     entry = json.loads(changed[1])
     changed[1] = json.dumps({**entry, "margin": entry["margin"] * 2}, sort_keys=True)
     (tmp_path / "changed").write_text("\n".join(changed) + "\n")
-    assert cli.main(["verify-certificate", str(tmp_path / "changed"), "--model", str(trained)]) == 1
-    assert "1 rejected" in capsys.readouterr().out
+    assert cli.main(["verify-certificate", str(tmp_path / "changed"), *options]) == 1
+    words = capsys.readouterr().out
+    assert "1 rejected" in words
+    assert f"{count - 1} of 500 distinct images among the 500 test images of digits" in words
+    assert "The file says that 40 images were tried; --examples 40 counts among those." in words
+    first = str(certificates.records[0].index + 1)
+    assert cli.main(["verify-certificate", str(file), *options, "--examples", first]) == 0
+    assert f"{count - 1} certificates of later images were not looked at." in capsys.readouterr().out
+
+
+def test_the_radius_is_that_of_the_run_where_the_command_names_none(judged, trained, capsys):
+    assert cli.main(["verify-certificate", str(judged / "certificates.jsonl"), "--model", str(trained)]) == 1
+    words = capsys.readouterr().out
+    assert "rejected: of a smaller radius" in words
+    assert "Proved: l-infinity eps 0.1, domain 0 to 1: 0 of 500 distinct images" in words
+
+
+@pytest.mark.parametrize(
+    ("domain", "eps"), [((5.0, 6.0), 0.1), ((0.0, 1.0), 0.0)], ids=["a domain of its own", "a radius of 0"]
+)
+def test_forged_certificates_are_refused(judged, trained, tmp_path, capsys, domain, eps):
+    """Of all images that are misclassified, with crossed boxes; and of all others, at a radius that says nothing."""
+    with jax.numpy_dtype_promotion("standard"):
+        setup, params = run.trained(trained, Display())
+    split = setup.dataset.test.floats()
+    logits = np.asarray(jax.jit(functools.partial(setup.apply, params))(split.images), np.float64)
+    margins = logits[np.arange(len(split)), split.labels] - np.sort(logits, 1)[:, -2]
+    wrong = logits.argmax(1) != split.labels
+    chosen = np.flatnonzero(wrong if domain[0] else ~wrong & (margins > 1e-3))
+    assert len(chosen) > 10
+    known = certify.read(judged / "certificates.jsonl")
+    header = dataclasses.replace(known.header, domain=domain, images=len(chosen))
+    records = [
+        dataclasses.replace(
+            known.records[0],
+            index=int(i),
+            image_sha256=files.image_sha256(split.images[i]),
+            label=int(split.labels[i]),
+            eps=eps,
+            margin=0.1 if wrong[i] else float(margins[i]) - 1e-4,
+        )
+        for i in chosen
+    ]
+    certify.write(tmp_path / "forged", certify.Certificates(header, files.sealed(header, records)))
+    assert cli.main(["verify-certificate", str(tmp_path / "forged"), "--model", str(trained)]) == 1
+    words = capsys.readouterr().out
+    assert f"0 of {len(chosen)} certificates hold" in words
+    assert "verified accuracy 0.00%" in words
 
 
 def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path):
@@ -104,6 +158,10 @@ def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
     assert cli.main(["judge", str(path), *QUICK, "--data", "digits", "--eps", "0.01", "--out", str(out)]) == 0
     numbers = json.loads((out / "judgement.json").read_text())
     assert numbers["model"] == "net"
+    checked = ["verify-certificate", str(out / "certificates.jsonl"), "--model", str(path), "--data", "digits"]
+    assert cli.main(checked) == 2
+    assert "verify-certificate wants --eps for" in capsys.readouterr().err
+    assert cli.main([*checked, "--eps", "0.01"]) == 0
     # An attack and a bound of a linear network agree but for roundings.
     assert numbers["verified_accuracy"] == pytest.approx(numbers["attacked_accuracy"], abs=1 / 40)
 
@@ -121,6 +179,7 @@ def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
         (["judge", "RUN", "--examples", "-1"], 2, "examples and curve_examples of 0 or more"),
         (["judge", "."], 2, "no run folder"),
         (["verify-certificate", "nothing.jsonl", "--model", "RUN"], 1, "nothing.jsonl"),
+        (["verify-certificate", "nothing.jsonl", "--model", "RUN", "--examples", "-1"], 2, "examples of 0 or more"),
         (["nonsense"], 2, "usage: mixtrain COMMAND"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.errors import BoundsError
+from mixtrain_jax.bounds.outward import concrete, covering_radius, domain_ends
 
 
 @jax.tree_util.register_dataclass
@@ -69,11 +70,12 @@ def linf_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None =
     """All inputs within `eps` of `x` in the l-infinity norm, clipped to the domain.
 
     Args:
-      x: inputs of any shape, floating point.
+      x: inputs of any shape, floating point. What a narrower dtype moves a concrete one by is added to its radius.
       eps: radius in the units of `x`; a scalar or anything that broadcasts to `x`'s shape, so that a batch
-        `[n, ...]` takes per-example radii `[n, 1, ...]` and an image takes per-pixel ones.
-      domain: lowest and highest value an input can take, for instance `(0.0, 1.0)` for pixels; None for no limit.
-        Clipping to it is exact: no input outside it exists.
+        `[n, ...]` takes per-example radii `[n, 1, ...]` and an image takes per-pixel ones. Numbers and concrete arrays
+        are rounded up to the dtype of `x`; a traced radius is what its dtype made of it, so round it up before.
+      domain: lowest and highest value an input can take, for instance `(0.0, 1.0)` for pixels; None for no limit. Its
+        ends are rounded outwards to the dtype of `x`.
 
     Returns:
       An `Interval` of `x`'s shape and dtype.
@@ -82,7 +84,7 @@ def linf_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None =
       BoundsError: where `x` is not floating, `eps` is negative or not finite or of a wrong shape, `x` is not finite or
         lies outside the domain. Values are checked when they are concrete, that is outside `jit`.
     """
-    x, eps = _checked("linf_ball", x, eps, domain)
+    x, eps = _checked("linf_ball", x, eps, domain, np.inf)
     return _box(x, eps, domain)
 
 
@@ -110,7 +112,7 @@ def l1_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None = N
 
 
 def _ball(name: str, x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None, norm: int) -> Ball:
-    x, eps = _checked(name, x, eps, domain)
+    x, eps = _checked(name, x, eps, domain, norm)
     if eps.ndim:
         raise BoundsError(f"{name} wants a scalar eps for one input, got shape {eps.shape}; use jax.vmap for a batch.")
     box = _box(x, eps, domain)
@@ -118,7 +120,7 @@ def _ball(name: str, x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] |
 
 
 def _box(x: jax.Array, eps: jax.Array, domain: tuple[float, float] | None) -> Interval:
-    low, high = domain or (-np.inf, np.inf)
+    low, high = domain_ends(domain or (-np.inf, np.inf), x.dtype)
     return Interval(jnp.maximum(-_sum_above(-x, eps), low), jnp.minimum(_sum_above(x, eps), high))
 
 
@@ -133,27 +135,36 @@ def _sum_above(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _checked(
-    name: str, x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None
+    name: str, given: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None, norm: float
 ) -> tuple[jax.Array, jax.Array]:
-    x = jnp.asarray(x)
+    x, radii = jnp.asarray(given), concrete(eps)
+    values = np.asarray(given) if isinstance(given, np.ndarray) or concrete(x) is not None else None
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise BoundsError(f"{name} wants floating inputs, got {x.dtype}; scale the images first, e.g. x / 255.")
-    values, radii = concrete(x), concrete(eps)
-    eps = jnp.asarray(eps, x.dtype)
-    if eps.ndim > x.ndim or any(a not in (1, b) for a, b in zip(eps.shape[::-1], x.shape[::-1], strict=False)):
-        raise BoundsError(f"{name} wants eps to broadcast to the shape {x.shape} of x, got shape {eps.shape}.")
     if radii is not None and not np.all((radii >= 0) & np.isfinite(radii)):
         raise BoundsError(f"{name} wants a finite eps >= 0, got {_extremes(radii)}.")
+    shape = jnp.shape(eps)
+    if len(shape) > x.ndim or any(a not in (1, b) for a, b in zip(shape[::-1], x.shape[::-1], strict=False)):
+        raise BoundsError(f"{name} wants eps to broadcast to the shape {x.shape} of x, got shape {shape}.")
     if values is not None and not np.all(np.isfinite(values)):
         raise BoundsError(f"{name} wants finite inputs, got NaN or infinity in x.")
+    eps = covering_radius(eps, x.dtype)
+    if values is not None and (moved := _moved(values, x.dtype)).any():
+        away = moved if norm == np.inf else np.linalg.norm(moved.ravel(), norm) * (1 + 1e-9)
+        eps = _sum_above(eps, covering_radius(away, x.dtype))  # the ball around x as given is in this one
     if domain is None:
         return x, eps
-    low, high = domain
-    if not low < high:
+    if not domain[0] < domain[1]:
         raise BoundsError(f"{name} wants a domain (low, high) with low < high, got {domain}.")
+    low, high = domain_ends(domain, x.dtype)
     if values is not None and not np.all((values >= low) & (values <= high)):
         raise BoundsError(f"{name} wants inputs inside the domain {domain}, got values in {_extremes(values)}.")
     return x, eps
+
+
+def _moved(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """By how much values change in a dtype, entry by entry."""
+    return np.abs(values.astype(np.float64) - values.astype(dtype).astype(np.float64))
 
 
 def check(ball: Interval) -> Interval:
@@ -174,13 +185,6 @@ def check(ball: Interval) -> Interval:
             f"A Ball is one example, got radii of shape {list(jnp.shape(ball.eps))}; bound a batch with jax.vmap."
         )
     return ball if isinstance(ball, Ball) else Interval(lower, upper)
-
-
-def concrete(x: ArrayLike) -> np.ndarray | None:
-    """The values of an array; None where it is traced and has none yet. Checks made with it stay out of the trace."""
-    if isinstance(x, jax.core.Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
-        return None  # a random key has no values either
-    return np.asarray(x)
 
 
 def _extremes(x: np.ndarray) -> str:

@@ -3,7 +3,8 @@
 A file is JSON lines in UTF-8. The first line is the header: what all certificates share. Every further line is the
 certificate of one image. Each ends with the SHA-256 of the header's text, a newline and its own text without that
 entry, both written with sorted keys and without spaces: one certificate and the header stand for themselves.
-The SHA-256 finds damage, not forgery: `verify` finds that, by proving everything anew.
+The SHA-256 finds damage, not forgery: `verify` finds that, by proving everything anew, and by taking nothing that the
+file says for true: images, labels, domain and radius are those that it is told.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Header:
       norm: of the balls; `linf` is the one that is known.
       domain: lowest and highest pixel.
       shape: of an image.
-      images: how many images were tried; those without a certificate were not proved.
+      images: how many images were tried, the first ones of the split; those without a certificate were not proved.
       versions: of the software that proved.
     """
 
@@ -60,7 +61,7 @@ class Certificate:
       index: of the image in its split.
       image_sha256: of the image's float32 pixels, little-endian, rows first.
       label: the class that is proved.
-      eps: radius in pixel units, a float32 number.
+      eps: radius in pixel units, rounded up to a float32 number.
       method: the bound that proved it, a name of `certify.methods`.
       margin: the bound, a float32 number.
       sha256: of header and certificate; "" until `sealed`.
@@ -98,28 +99,35 @@ def certificates_of(
       split: the images and labels.
 
     Raises:
-      CertificateError: where the norm is not l-infinity, or the network does something that the independent check does
-        not know.
+      CertificateError: where the norm is not l-infinity, the domain has no finite ends, the evaluation is of another
+        number of images, or the network does something that the independent check does not know.
     """
     split = split.floats()
     threat, shape = evaluation.threat, split.images.shape[1:]
     if threat.norm != "linf":
         raise CertificateError(f"Certificates are of the l-infinity norm, the evaluation is of {threat.norm}.")
+    if not np.isfinite(threat.domain).all():
+        raise CertificateError(f"Certificates want a domain with finite ends, got {threat.domain}.")
+    if len(evaluation.verified) != len(split):
+        raise CertificateError(
+            f"The evaluation is of {len(evaluation.verified)} images and the split of {len(split)}; give the same one."
+        )
     header = Header(
         params_sha256=fingerprint(params),
         program_sha256=read_program(apply, params, shape, np.float32).sha256,
         norm="linf",
-        domain=(float(np.float32(threat.domain[0])), float(np.float32(threat.domain[1]))),
+        domain=(float(threat.domain[0]), float(threat.domain[1])),
         shape=shape,
         images=len(split),
         versions=environment.versions(environment.PROOF),
     )
+    eps = float(threat.radii(1)[0])
     records = [
         Certificate(
             index=int(i),
             image_sha256=image_sha256(split.images[i]),
             label=int(split.labels[i]),
-            eps=float(np.float32(threat.eps)),
+            eps=eps,
             method=str(evaluation.proved_by[i]),
             margin=float(evaluation.margin[i]),
         )

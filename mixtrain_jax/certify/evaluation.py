@@ -18,6 +18,7 @@ import numpy as np
 from mixtrain_jax import bounds, environment
 from mixtrain_jax.attacks import NO_CLASS, Attack, LogitsFn, Poll, Record, in_turn, pgd, smaller
 from mixtrain_jax.bounds import Method, margins
+from mixtrain_jax.bounds.outward import domain_ends, round_up
 from mixtrain_jax.certify.network import check_network
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
@@ -161,7 +162,7 @@ def evaluate(
             bound = jax.jit(functools.partial(_smallest_margin, methods[name], logits_fn, threat))
             found = _in_batches(
                 bound,
-                [split.images[rows], split.labels[rows], np.full(len(rows), threat.eps, np.float32)],
+                [split.images[rows], split.labels[rows], threat.radii(len(rows))],
                 batch_size,
                 functools.partial(poll, f"certify by {name}"),
                 spread,
@@ -203,7 +204,7 @@ def _check(split: Split, threat: Threat, batch_size: int) -> None:
             f"An evaluation wants one integer label an image, got {labels.dtype}{list(labels.shape)} for images "
             f"{list(images.shape)}."
         )
-    low, high = map(np.float32, threat.domain)
+    low, high = domain_ends(threat.domain, np.float32)
     inside = ((images >= low) & (images <= high)).reshape(len(images), -1).all(-1)  # NaN is not
     if not inside.all():
         raise bounds.BoundsError(
@@ -326,7 +327,7 @@ def _largest_proved(proved: Callable[[np.ndarray], np.ndarray], count: int, limi
 
     In float32, as `proved` computes, so that a radius that is returned is to the bit one that was proved.
     """
-    low, high = np.zeros(count, np.float32), np.full(count, limit, np.float32)
+    low, high = np.zeros(count, np.float32), np.full(count, round_up(limit, np.float32))
     low = np.where(proved(high), high, low)
     for _ in range(12):
         middle = (low + high) / 2

@@ -184,7 +184,7 @@ def look_at_layers(name: str, method: Method, logits_fn: LogitsFn, split: Split,
     split = split.floats()
 
     def hidden(image: jax.Array) -> list[Hidden]:
-        balls = threat.ball(image[None], jnp.full(1, threat.eps, image.dtype))
+        balls = threat.ball(image[None], threat.radii(1))
         return method(lambda x: logits_fn(x[None])[0]).hidden(jax.tree.map(lambda x: x[0], balls))
 
     with jax.default_matmul_precision("highest"):

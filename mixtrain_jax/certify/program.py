@@ -37,6 +37,7 @@ class Step(NamedTuple):
     transpose: Transpose | None = None
     offset: np.ndarray | None = None  # float64, of the output's shape; None for 0
     terms: int = 1  # most products that are summed to one entry, forwards or backwards
+    summed: int = 0  # roundings of an entry where the network is deployed: the products in its sum; 0 for exact steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Program:
       steps: in order; step `k` makes value `k + 1`.
       output: number of the value that holds the logits.
       unit: unit roundoff of the float dtype that the network is deployed in.
+      tiny: smallest normal number of that dtype.
+      largest: largest number of that dtype.
       sha256: of the steps and of all constants, to the bit.
     """
 
@@ -55,6 +58,8 @@ class Program:
     steps: tuple[Step, ...]
     output: int
     unit: float
+    tiny: float
+    largest: float
     sha256: str
 
 
@@ -73,11 +78,25 @@ def read_program(apply: Callable[[Any, Any], Any], params: Any, shape: tuple[int
     closed = jax.make_jaxpr(lambda x: apply(params, x))(jax.ShapeDtypeStruct((1, *shape), dtype))
     reader = _Reader((1, *shape), dtype)
     outputs = reader.run(closed, [0])
-    if len(outputs) != 1 or not isinstance(outputs[0], int) or len(reader.shapes[outputs[0]]) != 2:
-        raise CertificateError("The independent check wants a network that makes logits [n, classes] of images.")
-    reader.hash.update(f"output {outputs[0]}".encode())
-    unit = float(np.finfo(dtype).eps) / 2
-    return Program(tuple(reader.shapes), tuple(reader.steps), outputs[0], unit, reader.hash.hexdigest())
+    output = outputs[0] if len(outputs) == 1 else None
+    made = reader.shapes[output] if isinstance(output, int) else ()
+    if not isinstance(output, int) or len(made) != 2 or made[0] != 1 or made[1] < 2:
+        raise CertificateError(
+            "The independent check wants a network that makes logits [n, classes] of images, of two classes or more."
+        )
+    if any(0 in each for each in reader.shapes):
+        raise CertificateError("The independent check of certificates does not know arrays without entries.")
+    reader.hash.update(f"output {output}".encode())
+    kind = np.finfo(dtype)
+    return Program(
+        shapes=tuple(reader.shapes),
+        steps=tuple(reader.steps),
+        output=output,
+        unit=float(kind.eps) / 2,
+        tiny=float(kind.tiny),
+        largest=float(kind.max),
+        sha256=reader.hash.hexdigest(),
+    )
 
 
 _CALLS = {
@@ -151,7 +170,8 @@ class _Reader:
         if dtype not in (np.float32, np.float64):
             raise _unknown(name, f"of {dtype}")
         if name == "convert_element_type":
-            return operands
+            narrower = np.finfo(dtype).bits < np.finfo(eqn.invars[0].aval.dtype).bits
+            return [self.rounded(operands[0], dtype)] if narrower else operands
         if name in _MOVES:
             return [self.move(name, p, operands)]
         if name in ("add", "add_any", "sub", "mul", "div", "neg", "max"):
@@ -240,6 +260,13 @@ class _Reader:
         parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1)
         return [part.reshape(-1, *self.shapes[x]) for part, x in zip(parts, inputs, strict=True)]
 
+    def rounded(self, x: Value, dtype: Any) -> int:
+        """A value in a narrower float dtype, which in real arithmetic is itself."""
+        assert isinstance(x, int)
+        return self.add(
+            Step("round", (x,), self.shapes[x], lambda xs, _: xs[0], lambda g: [g], summed=1), np.dtype(dtype)
+        )
+
     def sum(self, name: str, operands: list[Value], signs: Sequence[int], shape: tuple[int, ...]) -> int:
         pairs = list(zip(operands, signs, strict=True))
         inputs = tuple(x for x, _ in pairs if isinstance(x, int))
@@ -255,7 +282,7 @@ class _Reader:
             return [g if sign > 0 else -g for sign in of_inputs]
 
         details = [x if isinstance(x, np.ndarray) else "value" for x in operands]
-        return self.add(Step(name, inputs, shape, linear, transpose, offset, 2), *details)
+        return self.add(Step(name, inputs, shape, linear, transpose, offset, 2, 1), *details)
 
     def relu(self, x: Value, y: Value | None, shape: tuple[int, ...]) -> int:
         value, floor = (x, y) if isinstance(x, int) else (y, x)
@@ -276,7 +303,8 @@ class _Reader:
         def transpose(g: np.ndarray) -> list[np.ndarray]:
             return [operation(g, by)]
 
-        return self.add(Step(name, (value,), shape, linear, transpose), factor)
+        # Compilers multiply by the inverse of a constant, which is rounded as well.
+        return self.add(Step(name, (value,), shape, linear, transpose, summed=1 if name == "mul" else 2), factor)
 
     def reduce(self, x: int, axes: tuple[int, ...], shape: tuple[int, ...]) -> int:
         before = self.shapes[x]
@@ -289,7 +317,7 @@ class _Reader:
             return [np.broadcast_to(g.reshape(-1, *kept), (len(g), *before))]
 
         terms = math.prod(before[axis] for axis in axes)
-        return self.add(Step("reduce_sum", (x,), shape, linear, transpose, None, terms), axes)
+        return self.add(Step("reduce_sum", (x,), shape, linear, transpose, None, terms, terms), axes)
 
     def dot(self, x: Value, y: Value | None, numbers: Any, shape: tuple[int, ...]) -> int:
         (of_x, of_y), batched = numbers
@@ -320,7 +348,7 @@ class _Reader:
             flat = g.reshape(len(g), *sizes).transpose(swap).reshape(-1, matrix.shape[1])
             return [(flat @ matrix.T).reshape(len(g), *ordered).transpose(0, *back)]
 
-        step = Step("dot_general", (value,), shape, linear, transpose, None, max(matrix.shape))
+        step = Step("dot_general", (value,), shape, linear, transpose, None, max(matrix.shape), contracted)
         return self.add(step, "left" if left else "right", tuple(of_x), tuple(of_y), factor)
 
     def convolution(self, x: Value, y: Value | None, p: dict[str, Any], shape: tuple[int, ...]) -> int:
@@ -364,7 +392,8 @@ class _Reader:
                 wide[(slice(None), *windows(tap))] += (flat @ kernel[tap].T).reshape(-1, *after, channels)
             return [wide[(slice(None), *inner)].reshape(len(g), count, *before, channels).transpose(np.argsort(into))]
 
-        step = Step("convolution", (x,), shape, linear, transpose, None, math.prod(taps) * max(channels, features))
+        forwards, backwards = (math.prod(taps) * many for many in (channels, features))
+        step = Step("convolution", (x,), shape, linear, transpose, None, max(forwards, backwards), forwards)
         return self.add(step, strides, dilation, padding, of_x, of_kernel, of_out, y)
 
 

@@ -1,9 +1,10 @@
 """Bounds of margins in NumPy and float64, made anew for the check of certificates.
 
-Shares no code with `mixtrain_jax.bounds`. Every bound holds in real arithmetic: the roundings of the float64
-computation itself are counted and taken off. Beside every bound stand a `floor` and a `ceiling` that the same method in
-the float dtype of the network can be expected to lie between; they are no bounds of anything, but what tells a margin
-that was computed from one that was made up.
+Shares no code with `mixtrain_jax.bounds`. Every bound holds in real arithmetic and for the network as deployed, whose
+operations are rounded in a narrower float dtype and whose sums come in any order; the roundings of the float64
+computation itself are counted and taken off too. Beside every bound stand a `floor` and a `ceiling` that the same
+method in the float dtype of the network can be expected to lie between; they are no bounds of anything, but what tells
+a margin that was computed from one that was made up.
 
 Rounding is counted by Higham (Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1): a sum of `n`
 products, in any order, is off by at most `n u / (1 - n u)` of the sum of their absolute values.
@@ -12,11 +13,12 @@ products, in any order, is off by at most `n u / (1 - n u)` of the sum of their 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mixtrain_jax.certify.program import Program, Step
+from mixtrain_jax.errors import CertificateError
 
 UNIT = 2.0**-53  # of float64
 _TINY = 1e-200  # far more than all that underflow can take off
@@ -25,7 +27,10 @@ _SURPLUS = 2.0  # by how much the roundings that a sound bound allows for may ex
 
 
 class Box(NamedTuple):
-    """Bounds of a value for each image, `[images, *shape]`, and the ends that a narrower float dtype would find."""
+    """Bounds of a value for each image, `[images, *shape]`, and the ends that a narrower float dtype would find.
+
+    Entries whose ends are crossed are NaN, which proves nothing.
+    """
 
     lower: np.ndarray
     upper: np.ndarray
@@ -54,10 +59,11 @@ class Lines(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """Boxes of all values and lines of the ReLUs, by the number of the value that they make."""
+    """Boxes of all values, lines of the ReLUs by the number of the value that they make, and the largest numbers."""
 
     boxes: list[Box]
     lines: dict[int, Lines]
+    largest: np.ndarray  # that sums on the way can reach, in whatever order, for each image
 
 
 class Bound(NamedTuple):
@@ -69,11 +75,29 @@ class Bound(NamedTuple):
 
 
 def ball(images: np.ndarray, eps: np.ndarray, domain: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of `{x : |x - image| <= eps, low <= x <= high}`, rounded outwards: `[n, ...]` each, radii `[n]`."""
+    """Ends of `{x : |x - image| <= eps, low <= x <= high}`, rounded outwards: `[n, ...]` each, radii `[n]`.
+
+    Raises:
+      CertificateError: where a radius is negative or not finite, or an image is not in the domain: its ball would not
+        hold it, and the ends might be crossed.
+    """
     center = images.astype(np.float64)
     radius = eps.astype(np.float64).reshape(-1, *(1,) * (images.ndim - 1))
+    if not ((radius >= 0) & np.isfinite(radius)).all():
+        raise CertificateError("A ball wants a finite radius from 0.")
     lower, upper = _sum_below(center, -radius), -_sum_below(-center, -radius)
-    return np.maximum(lower, domain[0]), np.minimum(upper, domain[1])
+    lower, upper = np.maximum(lower, domain[0]), np.minimum(upper, domain[1])
+    if not ((lower <= center) & (center <= upper)).all():  # NaN is not
+        raise CertificateError(f"A ball wants an image in the domain {domain}.")
+    return lower, upper
+
+
+def float_domain(domain: tuple[float, float], dtype: Any) -> tuple[float, float]:
+    """The ends of a domain in a float dtype, rounded outwards: pixels at its ends as data have them are inside."""
+    low, high = (np.asarray(end, dtype) for end in domain)
+    low = np.nextafter(low, np.asarray(-np.inf, dtype)) if float(low) > domain[0] else low
+    high = np.nextafter(high, np.asarray(np.inf, dtype)) if float(high) < domain[1] else high
+    return float(low), float(high)
 
 
 def _sum_below(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -99,17 +123,19 @@ def analyse(
     """
     shape = (len(lower), *program.shapes[0])
     ends = lower.reshape(shape), upper.reshape(shape)
-    known, mixed = Analysis([Box(*ends, *ends)], {}), [0]
+    known, mixed = Analysis([_ordered(Box(*ends, *ends))], {}, np.zeros(len(lower))), [0]
     for number, step in enumerate(program.steps, 1):
         if step.linear is None:
             (before,) = step.inputs
             if tighten and mixed[before] > 1:
-                known.boxes[before] = _tightened(program, known, before)
+                known.boxes[before] = _ordered(_tightened(program, known, before))
             box = known.boxes[before]
             known.lines[number] = _relu_lines(box, slopes, program.unit)
             known.boxes.append(Box(*(np.maximum(end, 0) for end in box)))
         else:
-            known.boxes.append(_affine(step, [known.boxes[x] for x in step.inputs], program.unit))
+            box, size = _affine(step, [known.boxes[x] for x in step.inputs], program)
+            known.boxes.append(_ordered(box))
+            known.largest[:] = np.maximum(known.largest, _largest(size))
         mixed.append(_mixed(step, mixed, program))
     return known
 
@@ -125,8 +151,23 @@ def _mixed(step: Step, mixed: list[int], program: Program) -> int:
     return mixed[before]
 
 
-def _affine(step: Step, boxes: list[Box], unit: float) -> Box:
-    """Center and radius through an affine step (Gowal et al., arXiv 1810.12715), widened by the roundings."""
+def _ordered(box: Box) -> Box:
+    """The box, NaN where its ends are crossed."""
+    crossed = ~(box.lower <= box.upper)
+    return Box(*(np.where(crossed, np.nan, end) for end in box)) if crossed.any() else box
+
+
+def _largest(values: np.ndarray) -> np.ndarray:
+    """Largest value of each image, `[images]`; NaN where one is."""
+    return values.reshape(len(values), -1).max(1, initial=0)
+
+
+def _affine(step: Step, boxes: list[Box], program: Program) -> tuple[Box, np.ndarray]:
+    """Center and radius through an affine step (Gowal et al., arXiv 1810.12715), widened by the roundings.
+
+    Returns:
+      The box, and the sum of the absolute values of the step's terms.
+    """
     assert step.linear is not None
     center = step.linear([(box.lower + box.upper) / 2 for box in boxes], False)
     radius = step.linear([(box.upper - box.lower) / 2 for box in boxes], True)
@@ -134,13 +175,24 @@ def _affine(step: Step, boxes: list[Box], unit: float) -> Box:
     doubt = step.linear([box.doubt for box in boxes], True)
     if step.offset is not None:
         center, size = center + step.offset, size + np.abs(step.offset)
-    wide = radius + _roundings(2 * step.terms + 8, UNIT) * size + _TINY
-    wider = wide + doubt + _SURPLUS * _roundings(2 * step.terms + 16, unit) * size
-    return Box(center - wide, center + wide, center - wider, center + wider)
+    wide = radius + _roundings(2 * step.terms + 8, UNIT) * size + _deployed(step, boxes, size, program) + _TINY
+    wider = wide + doubt + _SURPLUS * _roundings(2 * step.terms + 16, program.unit) * size
+    return Box(center - wide, center + wide, center - wider, center + wider), size
+
+
+def _deployed(step: Step, boxes: list[Box], size: np.ndarray, program: Program) -> np.ndarray:
+    """By how much the step may be off where it is deployed, at operands in these boxes; `size` is that of its terms.
+
+    Products, and weights that are subnormal, may count as 0.
+    """
+    if not step.summed:
+        return np.zeros_like(size)
+    flushed = 2 * step.summed * program.tiny * (1 + np.sum([_largest(box.size) for box in boxes], 0))
+    return _roundings(step.summed, program.unit) * size + flushed.reshape(-1, *(1,) * (size.ndim - 1))
 
 
 def _roundings(count: int, unit: float) -> float:
-    return 1.01 * count * unit / (1 - count * unit)
+    return 1.01 * count * unit / (1 - count * unit) if count * unit < 0.5 else np.inf
 
 
 def _relu_lines(box: Box, slopes: str, unit: float) -> Lines:
@@ -242,12 +294,14 @@ def pull(
             contributions = [np.where(coefficients > 0, slope, lines.upper_slope[:, None]) * coefficients]
         else:
             assert step.transpose is not None
-            scale = step.linear([known.boxes[x].size for x in step.inputs], True)
+            boxes = [known.boxes[x] for x in step.inputs]
+            scale = step.linear([box.size for box in boxes], True)
             if step.offset is not None:
                 offset = np.broadcast_to(step.offset, (images, *step.shape))
                 add(_inner(coefficients, offset))
                 scale = scale + np.abs(offset)
             count(coefficients, scale, 2 * step.terms)
+            error += _inner(np.abs(coefficients), _deployed(step, boxes, scale, program))
             flat = step.transpose(coefficients.reshape(-1, *step.shape))
             contributions = [part.reshape(images, rows, *part.shape[1:]) for part in flat]
         for x, part in zip(step.inputs, contributions, strict=True):

@@ -89,12 +89,17 @@ def show(console: Console, numbers: Mapping[str, Any]) -> None:
         console.print(f"[yellow]Mind:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
 
 
-def show_check(console: Console, checked: Report) -> None:
-    """Print what became of certificates."""
-    good = int(checked.accepted.sum())
+def show_check(console: Console, checked: Report, images: str) -> None:
+    """Print what became of certificates, and what they prove; `images` are those that they were held against."""
+    good, (low, high) = int(checked.accepted.sum()), checked.threat.domain
     console.print(f"{good} of {len(checked.indices)} certificates hold, recomputed in float64.", highlight=False)
     for reason, count in checked.counts().items():
         console.print(f"  {count} rejected: {reason}", markup=False, highlight=False, soft_wrap=True)
+    proved = (
+        f"Proved: {checked.threat}, domain {low:g} to {high:g}: {checked.verified} of {checked.images} distinct images "
+        f"among {images}, verified accuracy {checked.verified_accuracy:.2%}."
+    )
+    console.print(proved, markup=False, highlight=False, soft_wrap=True)
     for name, (then, now) in checked.versions.items():
         console.print(f"  proved with {name} {then}, checked with {now}", markup=False, highlight=False)
 

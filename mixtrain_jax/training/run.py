@@ -608,7 +608,7 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits_fn = functools.partial(setup.apply, parallel.pin(params, setup.mesh, "replicated"))
         right = logits_fn(batch.images).argmax(-1) == batch.labels
-        ball = bounds.linf_ball(batch.images, jnp.float32(config.eps), setup.dataset.domain)
+        ball = bounds.linf_ball(batch.images, config.eps, setup.dataset.domain)
         lower = bounds.margins(method(config), logits_fn, group=group)(ball, batch.labels)
         return parallel.pin((right, right & (lower > 0).all(-1)), setup.mesh, "replicated")
 
