@@ -4,7 +4,8 @@ import mutated_onnx as files
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from test_onnx import SMALL, WIDE, assert_as_onnxruntime, classifier, integers, normal, refused, saved
+from onnx_cases import SMALL, WIDE, classifier, integers, normal
+from test_onnx import assert_as_onnxruntime, refused, saved
 
 from mixtrain_jax.errors import ModelError
 from mixtrain_jax.foreign import load_onnx, onnx_ops

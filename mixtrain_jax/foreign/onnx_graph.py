@@ -314,7 +314,7 @@ class _Reader(NamedTuple):
                 f"{where} is of the operator domain {proto.domain!r}; only ONNX's own operators are supported."
             )
         if proto.op_type not in self.supported:
-            raise ModelError(f"{where}: this operator is not supported. docs/foreign-models.md lists those that are.")
+            raise ModelError(f"{where}: this operator is not supported. docs/onnx-operators.md lists those that are.")
         old, new = self.schema(proto.op_type, self.opset), self.schema(proto.op_type, OPSETS[1])
         if old is None or new is None or old.deprecated:
             raise ModelError(f"{where}: opset {self.opset} has no such operator.")

@@ -19,7 +19,7 @@ from mixtrain_jax.errors import ModelError, first_line
 from mixtrain_jax.foreign.model import Model, checked
 from mixtrain_jax.foreign.onnx_check import disagreement
 from mixtrain_jax.foreign.onnx_graph import OPSETS, Graph, Node, read_graph
-from mixtrain_jax.foreign.onnx_ops import FOLDABLE, KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
+from mixtrain_jax.foreign.onnx_ops import ENDS, FOLDABLE, KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
 
 MAX_BYTES = 2**30
 _MAX_ENTRIES = 2**26  # of a value, for each image
@@ -130,6 +130,8 @@ def _model(path: Path, graph: Graph, shape: tuple[int, ...] | None, reading: _Re
     image = declared if shape is None else tuple(shape)
     notes = (f"It is of opset {graph.opset}, read as {OPSETS[1]}.",) if graph.opset < 13 else ()
     notes = (*notes, reading.note) if reading.note else notes
+    if graph.nodes and graph.nodes[-1].op in ENDS and graph.output in graph.nodes[-1].outputs:
+        notes = (*notes, f"It ends with {graph.nodes[-1].op}: its outputs are the logits that this chooses by.")
     params, constants = _parted(graph)
     apply = _apply(path, graph, constants, image, reading.batch, nhwc)
     return Model(apply, params, str(path), (*image[1:], image[0]) if nhwc else image, None, notes)
@@ -212,7 +214,7 @@ def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Arr
     values[graph.input] = images
     limit, known = _MAX_ENTRIES * max(len(images), 1), 0
     for node in graph.nodes:
-        outputs = _compute(node, [values[name] if name else None for name in node.inputs])
+        outputs = _compute(node, [values[name] if name else None for name in node.inputs], graph.output)
         for name, value in zip(node.outputs, outputs, strict=False):
             known += value.size if is_known(value) else 0
             if value.size > limit or known > _MAX_KNOWN_TOTAL:
@@ -224,13 +226,14 @@ def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Arr
     return logits
 
 
-def _compute(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
+def _compute(node: Node, inputs: list[Any], output: str) -> tuple[Any, ...]:
     """The outputs of a node. What jax or NumPy say of shapes that do not fit is told as of this node."""
     _check_types(node, inputs)
+    operation = (ENDS if node.op in ENDS and output == node.outputs[0] else OPERATIONS)[node.op]
     more = {"outputs": len(node.outputs)} if node.op == "Split" else {}
     try:
         with np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("strict"):
-            result = _evaluated(node, inputs, more)
+            result = _evaluated(node, operation, inputs, more)
     except ModelError as error:
         raise ModelError(f"{node.where}: {error}.") from None
     except Exception as error:
@@ -238,20 +241,20 @@ def _compute(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
         raise ModelError(f"{node.where} cannot take inputs of shapes {shapes}: {first_line(error)}") from error
     if any(node.outputs[len(result) :]):
         raise ModelError(f"{node.where} has outputs {list(node.outputs)}; only the first {len(result)} are supported.")
-    if any(not is_known(x) and x.dtype != jnp.float32 for x in result):
+    if any(not is_known(x) and x.dtype not in (jnp.float32, jnp.bool_) for x in result):
         raise ModelError(
-            f"{node.where} makes {result[0].dtype} of what depends on the images; only float32 is supported."
+            f"{node.where} makes {result[0].dtype} of what depends on the images; only float32 and bool are supported."
         )
     return result
 
 
-def _evaluated(node: Node, inputs: list[Any], more: dict[str, int]) -> tuple[Any, ...]:
+def _evaluated(node: Node, operation: Callable[..., Any], inputs: list[Any], more: dict[str, int]) -> tuple[Any, ...]:
     """The outputs of a node, as NumPy arrays where all its inputs are, and it can be part of shape arithmetic."""
     if node.op not in FOLDABLE or not all(x is None or is_known(x) for x in inputs):
-        result = OPERATIONS[node.op](node.attributes, *inputs, **more)
+        result = operation(node.attributes, *inputs, **more)
         return result if isinstance(result, tuple) else (result,)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        result = OPERATIONS[node.op](node.attributes, *inputs, **more)
+        result = operation(node.attributes, *inputs, **more)
         return tuple(np.asarray(x) for x in (result if isinstance(result, tuple) else (result,)))
 
 

@@ -10,13 +10,37 @@ the attribute "since" is the opset of the schema that they were written to.
 
 from __future__ import annotations
 
-from mixtrain_jax.foreign.onnx_ops import arithmetic, layers, reductions, shapes, windows
+from mixtrain_jax.foreign.onnx_ops import (
+    arithmetic,
+    comparisons,
+    indexing,
+    layers,
+    recurrent,
+    reductions,
+    resizing,
+    shapes,
+    windows,
+)
 from mixtrain_jax.foreign.onnx_ops.values import MAX_KNOWN, Operators, is_known
 
-__all__ = ["FOLDABLE", "KNOWN_INPUTS", "MAX_KNOWN", "OPERATIONS", "is_known"]
+__all__ = ["ENDS", "FOLDABLE", "KNOWN_INPUTS", "MAX_KNOWN", "OPERATIONS", "is_known"]
 
 # Inputs that should be known, where a weight could stand as well.
-KNOWN_INPUTS = {"Clip": (1, 2), "Dropout": (1,), "Pad": (2,), "Pow": (1,)}
+KNOWN_INPUTS = {"Clip": (1, 2), "Dropout": (1,), "Pad": (2,), "Pow": (1,), "Resize": (1, 2), "Upsample": (1,)}
 # What shape arithmetic is made of. Each bounds its work by the sizes of its inputs, or by MAX_KNOWN.
-FOLDABLE: Operators = {**arithmetic.OPERATIONS, **reductions.OPERATIONS, **shapes.OPERATIONS}
-OPERATIONS: Operators = {**FOLDABLE, **layers.OPERATIONS, **windows.OPERATIONS}
+FOLDABLE: Operators = {
+    **arithmetic.OPERATIONS,
+    **comparisons.OPERATIONS,
+    **indexing.OPERATIONS,
+    **reductions.OPERATIONS,
+    **shapes.OPERATIONS,
+}
+OPERATIONS: Operators = {
+    **FOLDABLE,
+    **layers.OPERATIONS,
+    **recurrent.OPERATIONS,
+    **resizing.OPERATIONS,
+    **windows.OPERATIONS,
+}
+# Operators that mean something else where they make the output.
+ENDS: Operators = reductions.ENDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from mixtrain_jax.foreign.onnx_ops.values import (
     Array,
     Attributes,
     Operators,
+    flag,
     is_known,
     known,
     numpy_of,
@@ -22,7 +24,7 @@ from mixtrain_jax.foreign.onnx_ops.values import (
 )
 
 
-def _abs_neg(name: str) -> Callable[..., Array]:
+def _same_name(name: str) -> Callable[..., Array]:
     return lambda attributes, x: getattr(numpy_of(x), name)(x)
 
 
@@ -97,37 +99,57 @@ def _gelu(attributes: Attributes, x: Array) -> Array:
     return jax.nn.gelu(jnp.asarray(x), approximate=attributes["approximate"] == "tanh")
 
 
-def _where(attributes: Attributes, condition: Array, x: Array, y: Array) -> Array:
-    condition, x, y = together(known(condition, "the condition"), x, y)
-    return numpy_of(x, y).where(condition, x, y)
-
-
-def _equal(attributes: Attributes, x: Array, y: Array) -> Array:
-    x, y = together(known(x, "what is compared"), known(y, "what is compared"))
-    return np.equal(x, y)
-
-
 _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}  # by number in TensorProto
 
 
 def _cast(attributes: Attributes, x: Array) -> Array:
-    dtype = _DTYPES.get(attributes["to"])
-    if dtype is None or (not is_known(x) and dtype != np.float32):
-        raise ModelError(f"casting to data type {attributes['to']} is not supported there")
-    return x.astype(dtype) if is_known(x) else x
+    return _as_type(x, _DTYPES.get(attributes["to"]), f"data type {attributes['to']}")
+
+
+def _cast_like(attributes: Attributes, x: Array, like: Array) -> Array:
+    return _as_type(x, np.dtype(like.dtype), f"{like.dtype}")
+
+
+def _as_type(x: Array, dtype: Any, name: str) -> Array:
+    """Of images, only to floats and booleans: integers of theirs have no bounds."""
+    if dtype is None or (not is_known(x) and dtype not in (np.float32, np.bool_)):
+        raise ModelError(f"casting to {name} is not supported there")
+    return x.astype(dtype)
+
+
+def _modulo(attributes: Attributes, x: Array, y: Array) -> Array:
+    x, y = together(x, y)
+    of_c = flag(attributes["fmod"], "fmod")
+    if not of_c and np.issubdtype(x.dtype, np.floating):
+        raise ModelError("of floats only fmod=1 is defined")
+    if is_known(x) and is_known(y):
+        if not np.issubdtype(x.dtype, np.floating) and not np.all(y):
+            raise ModelError("it divides an integer by 0")
+        return np.fmod(x, y) if of_c else np.mod(x, y)
+    return jnp.fmod(x, y)
+
+
+def _mean(attributes: Attributes, *arrays: Array) -> Array:
+    return _variadic("add")(attributes, *arrays) / np.float32(len(arrays))
 
 
 OPERATIONS: Operators = {
-    "Abs": _abs_neg("abs"),
+    "Abs": _same_name("abs"),
     "Add": _variadic("add"),
+    "Asinh": unary(jnp.arcsinh),
+    "Atan": unary(jnp.arctan),
     "Cast": _cast,
+    "CastLike": _cast_like,
+    "Ceil": unary(jnp.ceil),
     "Celu": _celu,
     "Clip": _clip,
+    "Cos": unary(jnp.cos),
+    "Cosh": unary(jnp.cosh),
     "Div": _divide,
     "Elu": lambda attributes, x: jax.nn.elu(jnp.asarray(x), attributes["alpha"]),
-    "Equal": _equal,
     "Erf": unary(lax.erf),
     "Exp": unary(jnp.exp),
+    "Floor": unary(jnp.floor),
     "Gelu": _gelu,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": unary(jax.nn.hard_swish),
@@ -135,21 +157,27 @@ OPERATIONS: Operators = {
     "LeakyRelu": lambda attributes, x: jax.nn.leaky_relu(jnp.asarray(x), attributes["alpha"]),
     "Log": unary(jnp.log),
     "Max": _variadic("maximum"),
+    "Mean": _mean,
     "Min": _variadic("minimum"),
     "Mish": unary(jax.nn.mish),
+    "Mod": _modulo,
     "Mul": _variadic("multiply"),
-    "Neg": _abs_neg("negative"),
+    "Neg": _same_name("negative"),
     "PRelu": _prelu,
     "Pow": _power,
     "Reciprocal": unary(lambda x: 1 / x),
     "Relu": _relu,
+    "Round": unary(jnp.round),
     "Selu": lambda attributes, x: attributes["gamma"] * jax.nn.elu(jnp.asarray(x), attributes["alpha"]),
     "Sigmoid": unary(jax.nn.sigmoid),
+    "Sign": _same_name("sign"),
+    "Sin": unary(jnp.sin),
+    "Sinh": unary(jnp.sinh),
     "Softplus": unary(jax.nn.softplus),
     "Softsign": unary(jax.nn.soft_sign),
     "Sqrt": unary(jnp.sqrt),
     "Sub": _variadic("subtract"),
     "Sum": _variadic("add"),
+    "Tan": unary(jnp.tan),
     "Tanh": unary(jnp.tanh),
-    "Where": _where,
 }

@@ -19,8 +19,6 @@ from mixtrain_jax.foreign.onnx_ops.values import (
     axis_of,
     flag,
     integers,
-    is_known,
-    known,
     numpy_of,
 )
 
@@ -104,20 +102,6 @@ def _slice(
     return x[tuple(where)]
 
 
-def _gather(attributes: Attributes, x: Array, indices: Array) -> Array:
-    axis = axis_of(attributes["axis"], x.ndim)
-    where, size = known(indices, "the indices"), x.shape[axis]
-    if np.any((where < -size) | (where >= size)):
-        raise ModelError(f"an index lies outside 0 to {size - 1}")
-    where = np.where(where < 0, where + size, where)
-    if is_known(x):
-        allowed((*x.shape[:axis], *where.shape, *x.shape[axis + 1 :]), np)
-        return np.asarray(np.take(x, where, axis))
-    if where.ndim == 0:
-        return lax.index_in_dim(x, int(where), axis, keepdims=False)
-    return jnp.take(x, where.astype(np.int32), axis, mode="clip")
-
-
 def _pad(attributes: Attributes, x: Array, pads: Array, value: Array | None = None, axes: Array | None = None) -> Array:
     mode, sizes = attributes["mode"], integers(pads, "pads")
     chosen = axes_of(integers(axes, "axes") if axes is not None else list(range(x.ndim)), x.ndim)
@@ -133,10 +117,11 @@ def _pad(attributes: Attributes, x: Array, pads: Array, value: Array | None = No
         if value.size != 1:
             raise ModelError("the value must be a scalar")
         return lax.pad(jnp.asarray(x), jnp.asarray(value).reshape(()), [(low, high, 0) for low, high in widths])
-    if mode not in ("reflect", "edge") or min(min(w) for w in widths) < 0:
+    if mode not in ("reflect", "edge", "wrap") or min(min(w) for w in widths) < 0:
         raise ModelError(f"mode {mode!r} with pads {sizes} is not supported")
-    if mode == "reflect" and any(max(w) >= n for w, n in zip(widths, x.shape, strict=True) if max(w)):
-        raise ModelError(f"pads {sizes} reflect more than there is in {list(x.shape)}")
+    most = {"reflect": -1, "wrap": 0}.get(mode)
+    if most is not None and any(max(w) > n + most for w, n in zip(widths, x.shape, strict=True) if max(w)):
+        raise ModelError(f"pads {sizes} repeat more than there is in {list(x.shape)}")
     if 0 in x.shape:
         raise ModelError("there is nothing to repeat")
     return numpy_of(x).pad(x, widths, mode=mode)
@@ -161,18 +146,40 @@ def _shape_of(attributes: Attributes, x: Array) -> Array:
     return np.array(x.shape[slice(attributes.get("start", 0), attributes.get("end"))], np.int64)
 
 
+def _size_of(attributes: Attributes, x: Array) -> Array:
+    return np.array(x.size, np.int64)
+
+
+def _tile(attributes: Attributes, x: Array, repeats: Array) -> Array:
+    times = integers(repeats, "repeats")
+    if len(times) != x.ndim:
+        raise ModelError(f"repeats {times} do not fit {x.ndim} dimensions")
+    allowed(tuple(n * t for n, t in zip(x.shape, times, strict=True)), numpy_of(x))
+    return numpy_of(x).tile(x, times)
+
+
+def _eye_like(attributes: Attributes, x: Array) -> Array:
+    if x.ndim != 2 or attributes["dtype"] not in (None, 1):
+        raise ModelError(f"it wants a matrix and makes floats, got {list(x.shape)} and dtype {attributes['dtype']}")
+    if attributes["dtype"] is None and x.dtype != np.float32:
+        raise ModelError(f"it makes floats, not {x.dtype}")
+    return np.eye(*allowed(x.shape, np), k=attributes["k"], dtype=np.float32)
+
+
 OPERATIONS: Operators = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "Expand": _expand,
+    "EyeLike": _eye_like,
     "Flatten": _flatten,
-    "Gather": _gather,
     "Pad": _pad,
     "Reshape": _reshape,
     "Shape": _shape_of,
+    "Size": _size_of,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
+    "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

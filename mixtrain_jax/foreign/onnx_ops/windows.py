@@ -21,8 +21,8 @@ class _Window:
     def __init__(self, attributes: Attributes, x: Array, kernel: tuple[int, ...], pooling: bool = False):
         spatial = x.shape[2:]
         rank = len(spatial)
-        if rank not in (1, 2) or len(kernel) != rank or min(kernel) < 1:
-            raise ModelError(f"images {list(x.shape)} and windows {list(kernel)}: it wants 1 or 2 spatial dimensions")
+        if rank not in (1, 2, 3) or len(kernel) != rank or min(kernel) < 1:
+            raise ModelError(f"images {list(x.shape)} and windows {list(kernel)}: it wants 1 to 3 spatial dimensions")
         self.kernel = kernel
         self.strides = tuple(attributes.get("strides") or (1,) * rank)
         self.dilations = tuple(attributes.get("dilations") or (1,) * rank)
@@ -68,7 +68,8 @@ class _Window:
 
 
 def _layout(spatial: int) -> tuple[str, str, str]:
-    return ("NCH", "OIH", "NCH") if spatial == 1 else ("NCHW", "OIHW", "NCHW")
+    axes = "DHW"[-spatial:]
+    return f"NC{axes}", f"OI{axes}", f"NC{axes}"
 
 
 def _conv(attributes: Attributes, x: Array, w: Array, bias: Array | None = None) -> Array:
@@ -92,8 +93,8 @@ def _conv(attributes: Attributes, x: Array, w: Array, bias: Array | None = None)
 
 
 def _check_kernel(attributes: Attributes, x: Array, w: Array) -> None:
-    if x.ndim != w.ndim or x.ndim not in (3, 4):
-        raise ModelError(f"images {list(x.shape)} and weights {list(w.shape)}: it wants 1 or 2 spatial dimensions")
+    if x.ndim != w.ndim or x.ndim not in (3, 4, 5):
+        raise ModelError(f"images {list(x.shape)} and weights {list(w.shape)}: it wants 1 to 3 spatial dimensions")
     if attributes["kernel_shape"] is not None and tuple(attributes["kernel_shape"]) != w.shape[2:]:
         raise ModelError(f"kernel_shape {attributes['kernel_shape']} is not that of the weights {list(w.shape)}")
 
@@ -182,6 +183,24 @@ def _average_pool(attributes: Attributes, x: Array) -> Array:
     return summed / counts[None, None]
 
 
+def _lp_pool(attributes: Attributes, x: Array) -> Array:
+    power = attributes["p"]
+    if not 1 <= power <= 64:
+        raise ModelError(f"p must be from 1 to 64, got {power}")
+    x = jnp.asarray(x)
+    window = _pool({"ceil_mode": 0, **attributes}, x)
+    raised = jnp.abs(x) if power == 1 else lax.integer_pow(x if power % 2 == 0 else jnp.abs(x), power)
+    return _root(_reduce_window(raised, window, 0.0, lax.add), power)
+
+
+def _global_lp_pool(attributes: Attributes, x: Array) -> Array:
+    return _lp_pool({"auto_pad": "NOTSET", **attributes, "kernel_shape": x.shape[2:]}, x)
+
+
+def _root(x: jax.Array, power: int) -> jax.Array:
+    return x if power == 1 else jnp.sqrt(x) if power == 2 else jnp.power(x, 1 / power)
+
+
 def _global(function: Callable[..., jax.Array]) -> Callable[..., Array]:
     def compute(attributes: Attributes, x: Array) -> Array:
         if x.ndim < 3:
@@ -197,5 +216,7 @@ OPERATIONS: Operators = {
     "ConvTranspose": _conv_transpose,
     "GlobalAveragePool": _global(jnp.mean),
     "GlobalMaxPool": _global(jnp.max),
+    "GlobalLpPool": _global_lp_pool,
+    "LpPool": _lp_pool,
     "MaxPool": _max_pool,
 }
