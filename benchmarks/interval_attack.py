@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,22 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 import mixtrain_jax as mt
 from mixtrain_jax import data
 from mixtrain_jax.attacks import Attack, chunked, interval_attack, margin, pgd
 from mixtrain_jax.certify.evaluation import LogitsFn
-from mixtrain_jax.report.display import Display
-from mixtrain_jax.training.run import Setup, trained
 
 METHODS: dict[str, Callable[..., Any]] = {"symbolic": mt.symbolic, "crown": mt.crown, "crown_ibp": mt.crown_ibp}
-
-
-def load(path: Path, data_dir: Path | None) -> tuple[Setup, LogitsFn]:
-    """The run in a folder and its network, with the weights that the run was measured with."""
-    setup, params = trained(path, Display(Console(stderr=True)), data_dir)
-    return setup, functools.partial(setup.apply, params)
 
 
 def measure(attack: Attack, logits_fn: LogitsFn, split: data.Split, ball: mt.Interval, seed: int) -> dict[str, Any]:
@@ -63,12 +55,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args()
-    setup, logits_fn = load(args.run, args.data_dir)
-    split = setup.dataset.test[: args.count].floats()
+    run = mt.load_run(args.run, tell=lambda line: print(line, file=sys.stderr))
+    logits_fn = functools.partial(run.apply, run.params)
+    split = data.load(run.config.data, args.data_dir).test[: args.count].floats()
     right = np.flatnonzero(np.asarray(jax.jit(logits_fn)(split.images).argmax(-1)) == split.labels)
     split = data.Split(split.images[right], split.labels[right])
-    eps = setup.config.eps if args.eps is None else args.eps
-    ball = mt.linf_ball(split.images, eps, setup.dataset.domain)
+    eps = run.eps if args.eps is None else args.eps
+    ball = mt.linf_ball(split.images, eps, run.domain)
 
     def show(name: str, attack: Attack, gradients: int) -> dict[str, Any]:
         row = measure(chunked(attack, args.size), logits_fn, split, ball, args.seed)

@@ -29,6 +29,7 @@ from mixtrain_jax.bounds import (
 if TYPE_CHECKING:
     from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, parallel, subsample
     from mixtrain_jax.certify import judge
+    from mixtrain_jax.runs import Run, load_run
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Ball",
     "BoundsError",
     "Interval",
+    "Run",
     "UnsupportedPrimitiveError",
     "alpha_crown",
     "attacks",
@@ -50,6 +52,7 @@ __all__ = [
     "l1_ball",
     "l2_ball",
     "linf_ball",
+    "load_run",
     "losses",
     "margins",
     "mixing",
@@ -59,10 +62,12 @@ __all__ = [
     "symbolic",
 ]
 
+_LATER = {"judge": "mixtrain_jax.certify", "load_run": "mixtrain_jax.runs", "Run": "mixtrain_jax.runs"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "judge":
-        return importlib.import_module("mixtrain_jax.certify").judge
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "parallel", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

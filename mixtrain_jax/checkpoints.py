@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,7 +121,7 @@ class Checkpoints:
                 f"another workdir, then run the same command again. Cause: {first_line(error)}"
             ) from error
 
-    def restore(self, target: T, tell: Callable[[str], None], *, part: bool = False) -> T | None:
+    def restore(self, target: T, tell: Callable[[str], None]) -> T | None:
         """Read the newest whole checkpoint.
 
         Damaged ones that are newer are moved to a folder `damaged` beside the checkpoints.
@@ -129,7 +129,6 @@ class Checkpoints:
         Args:
           target: a pytree of arrays of the structure, shapes and dtypes that are expected.
           tell: is called with one line for every damaged checkpoint that is passed over.
-          part: whether the checkpoint may hold more than `target`.
 
         Returns:
           A pytree like `target`, or None where there is no checkpoint.
@@ -138,23 +137,13 @@ class Checkpoints:
           CheckpointError: where there are checkpoints, but none can be used, or a save before this failed.
         """
         self.wait()
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                leaves = read(self.folder, step)
-            except CheckpointError as error:
-                damaged.append((step, first_line(error)))
-                continue
-            tree = _fill(target, leaves, f"{self.folder}, step {step}", part)
-            for bad, why in damaged:
-                tell(f"checkpoint {bad} is damaged ({why}); moved to {self._discard(bad)}, going on from step {step}")
-            return tree
-        if damaged:
-            listed = "; ".join(f"step {step}: {why}" for step, why in damaged)
-            raise CheckpointError(
-                f"All checkpoints in {self.folder} are damaged ({listed}). Delete the folder to start anew."
-            )
-        return None
+        if (found := _newest(self.folder, self._manager.all_steps())) is None:
+            return None
+        step, leaves, damaged = found
+        tree = _fill(target, leaves, f"{self.folder}, step {step}")
+        for bad, why in damaged:
+            tell(f"checkpoint {bad} is damaged ({why}); moved to {self._discard(bad)}, going on from step {step}")
+        return tree
 
     def _discard(self, step: int) -> Path:
         destination = _free(self.folder.parent / "damaged" / str(step))
@@ -162,6 +151,43 @@ class Checkpoints:
         (self.folder / str(step)).rename(destination)
         self._manager.reload()
         return destination
+
+
+def load(folder: Path, target: T, tell: Callable[[str], None]) -> T | None:
+    """Read a part of the newest whole checkpoint, changing nothing in the folder: a run may be in progress there.
+
+    Args:
+      folder: where the checkpoints are.
+      target: a pytree of the structure, shapes and dtypes that are wanted; the checkpoint may hold more.
+      tell: is called with one line for every damaged checkpoint that is passed over.
+
+    Returns:
+      A pytree like `target`, or None where there is no checkpoint.
+
+    Raises:
+      CheckpointError: where there are checkpoints, but none can be used.
+    """
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    if (found := _newest(folder, steps)) is None:
+        return None
+    step, leaves, damaged = found
+    for bad, why in damaged:
+        tell(f"checkpoint {bad} is damaged ({why}); step {step} is taken instead")
+    return _fill(target, leaves, f"{folder}, step {step}", part=True)
+
+
+def _newest(folder: Path, steps: Iterable[int]) -> tuple[int, dict[str, np.ndarray], list[tuple[int, str]]] | None:
+    """The newest whole checkpoint: its step, its leaves, and the damaged ones after it, each with the reason."""
+    damaged = []
+    for step in sorted(steps, reverse=True):
+        try:
+            return step, read(folder, step), damaged
+        except CheckpointError as error:
+            damaged.append((step, first_line(error)))
+    if damaged:
+        listed = "; ".join(f"step {step}: {why}" for step, why in damaged)
+        raise CheckpointError(f"All checkpoints in {folder} are damaged ({listed}). Delete the folder to start anew.")
+    return None
 
 
 def read(folder: Path, step: int) -> dict[str, np.ndarray]:
@@ -229,7 +255,7 @@ def _patient_loops() -> Iterator[None]:
             asyncio.new_event_loop = before
 
 
-def _fill(target: T, leaves: dict[str, np.ndarray], where: str, part: bool) -> T:
+def _fill(target: T, leaves: dict[str, np.ndarray], where: str, *, part: bool = False) -> T:
     def pick(path: Any, like: Any) -> jax.Array | np.ndarray:
         name = leaf_name(path)
         if name not in leaves:

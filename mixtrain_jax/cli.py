@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ Neural networks whose robustness is proved.
   train                train a network, and prove how robust it is
   judge                robust accuracy of any model, from both sides
   verify-certificate   recompute what a file of certificates says
+  report               draw the report of a finished run anew
   doctor               what is wrong with the folder of a run, and what to do
 
 mixtrain COMMAND --help explains a command."""
@@ -34,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     """The `mixtrain` command: hand the arguments to the command that comes first among them; the exit code."""
     name, *rest = list(arguments) or ["--help"]
     commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "train": lambda rest: train(rest, Path("configs")),
+        "train": train,
         "judge": judge,
         "verify-certificate": verify_certificate,
+        "report": report,
         "doctor": doctor,
     }
     if name in commands:
@@ -44,8 +47,13 @@ def main(arguments: Sequence[str]) -> int:
     if name == "--version":
         print(f"mixtrain_jax {__version__}")
         return 0
-    print(_USAGE, file=sys.stdout if name in ("-h", "--help") else sys.stderr)
-    return 0 if name in ("-h", "--help") else 2
+    if name in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    close = difflib.get_close_matches(name, commands, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    print(f"Unknown command '{name}'.{hint}\n\n{_USAGE}", file=sys.stderr)
+    return 2
 
 
 def run() -> None:
@@ -53,12 +61,12 @@ def run() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
-def train(arguments: Sequence[str], configs: Path) -> int:
+def train(arguments: Sequence[str], configs: Path = config_lib.FOLDER) -> int:
     """Parse `[NAME] --field value ...`, run the experiment, and return the exit code.
 
     Args:
       arguments: the command line after the program's name.
-      configs: folder of the experiments.
+      configs: folder of the experiments; by default those of the package.
     """
 
     def act() -> int:
@@ -185,6 +193,26 @@ def verify_certificate(arguments: Sequence[str]) -> int:
     return _guarded(lambda: _cli(command, "mixtrain verify-certificate", arguments))
 
 
+def report(arguments: Sequence[str]) -> int:
+    """Parse `RUN`, draw its report anew, and return the exit code."""
+
+    def command(run: Annotated[Path, tyro.conf.Positional], data_dir: Path | None = None) -> int:
+        """Draw the report of a finished run anew, from the records in its folder: nothing is trained or certified.
+
+        Args:
+          run: The folder.
+          data_dir: As for judge.
+        """
+        from mixtrain_jax.report.display import Display
+        from mixtrain_jax.training.records import redraw  # takes seconds
+
+        with Display() as display:
+            redraw(run, display, data_dir)
+        return 0
+
+    return _guarded(lambda: _cli(command, "mixtrain report", arguments))
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """Parse `RUN`, look at the folder of the run, and return the exit code."""
 
@@ -218,6 +246,9 @@ def _guarded(act: Callable[[], int]) -> int:
     except (MixtrainError, BoundsError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: Stopped by Ctrl-C.", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # whoever read the output has gone, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write must not fail again
         return 1

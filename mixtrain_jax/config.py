@@ -16,6 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 from mixtrain_jax.errors import ConfigError
 
+# One source, in two places: a wheel has the experiments inside the package, a checkout beside it.
+_HERE = Path(__file__).parent
+FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+
 Bound = Literal["ibp", "crown_ibp", "symbolic", "crown", "alpha_crown"]
 
 
@@ -150,7 +154,7 @@ class Config:
         return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:8]
 
 
-def load(name: str, folder: Path) -> Config:
+def load(name: str, folder: Path = FOLDER) -> Config:
     """Read the experiment `name` from `folder/name.toml`, or from a path that ends in `.toml`.
 
     Raises:
@@ -199,7 +203,7 @@ def _of_values(values: dict[str, Any], path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def available(folder: Path) -> list[str]:
+def available(folder: Path = FOLDER) -> list[str]:
     """Names of the experiments in a folder."""
     return sorted(path.stem for path in folder.glob("*.toml"))
 

@@ -257,10 +257,25 @@ def _report(folder: Path, known: _Known) -> Iterator[Finding]:
     content = _content(folder / "report.html")
     if content is not None:
         if not content.rstrip().endswith(b"</html>"):
-            raise MixtrainError(f"is cut short or damaged. Delete it and summary.json, and {_AGAIN}.")
+            raise MixtrainError(f"is cut short or damaged. {_draw(folder)}")
         yield Finding("ok", "report.html", f"whole; {_bytes(len(content))}.")
     elif known.summary is not None:
-        raise MixtrainError(f"is missing, though the run has ended. Delete summary.json and {_AGAIN}.")
+        raise MixtrainError(f"is missing, though the run has ended. {_draw(folder)}")
+
+
+def _draw(folder: Path) -> str:
+    return f"`mixtrain report {folder}` draws it anew once the run has ended."
+
+
+def _curve(folder: Path, known: _Known) -> Iterator[Finding]:
+    content = _content(folder / "curve.json")
+    if content is None:  # not every run measures one
+        return
+    columns = {key: np.asarray(values, np.float64) for key, values in json.loads(content).items()}
+    lengths = {len(columns[key]) for key in ("eps", "clean", "attacked", "verified")}
+    if len(lengths) != 1 or columns["radius"].ndim != 1:
+        raise MixtrainError("is damaged: its columns differ in length. Delete it; the report then goes without.")
+    yield Finding("ok", "curve.json", f"accuracies at {lengths.pop()} radii.")
 
 
 def _certificates(folder: Path, known: _Known) -> Iterator[Finding]:
@@ -333,6 +348,7 @@ _CHECKS: dict[str, Callable[[Path, _Known], Iterator[Finding]]] = {
     "summary.json": _summary,
     "report.html": _report,
     "certificates.npz": _certificates,
+    "curve.json": _curve,
     "postmortem.json": _postmortem,
     "folder": _leftovers,
     "disk": _disk,

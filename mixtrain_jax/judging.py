@@ -18,7 +18,7 @@ from mixtrain_jax.errors import CertificateError, ConfigError
 from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.report import judgement as report
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training import run
+from mixtrain_jax.runs import load_run
 from mixtrain_jax.training.rundir import RunDir
 
 
@@ -114,13 +114,17 @@ def judge(
         **environment.versions(environment.TRAINING),
     }
     numbers = {**report.to_json(found, split), **about}
+    certificates = _certificates(found, subject, split, display) if norm == "linf" and methods else None
     folder.make()
-    if norm == "linf" and methods:
-        _write_certificates(folder, found, subject, split, display)
-    folder.write("adversarial.npz", _adversarial(found))
-    folder.write("robustbench.json", _json(report.robustbench(numbers, subject.name, subject.dataset.name)))
-    folder.write("report.html", report.render(found, numbers, split, about))
-    folder.write("judgement.json", _json(numbers))
+    folder.write_all(
+        {
+            "judgement.json": _json(numbers),
+            "robustbench.json": _json(report.robustbench(numbers, subject.name, subject.dataset.name)),
+            "adversarial.npz": _adversarial(found),
+            "report.html": report.render(found, numbers, split, about),
+            "certificates.jsonl": certificates,  # the last: there are none without their judgement
+        }
+    )
     report.show(display.console, numbers)
     display.note(f"Report: {folder.path / 'report.html'}")
     return numbers
@@ -190,11 +194,9 @@ def load(source: Source, display: Display) -> Subject:
     _check_source(source)
     folder = Path(source.model)
     if _is_run(source):
-        setup, params = run.trained(folder, display, source.data_dir)
-        dataset = setup.dataset
-        if source.data not in (None, dataset.name):
-            dataset = data.load(str(source.data), source.data_dir, display.progress)
-        return Subject(setup.apply, params, folder.name, dataset, setup.config.eps)
+        run = load_run(folder, tell=display.note)
+        dataset = data.load(source.data or run.config.data, source.data_dir, display.progress)
+        return Subject(run.apply, run.params, folder.name, dataset, run.eps)
     assert source.data is not None  # it is checked
     dataset = data.load(source.data, source.data_dir, display.progress)
     shape = dataset.test.images.shape[1:]
@@ -229,15 +231,14 @@ def _check_source(source: Source) -> None:
         raise ConfigError(f"judge wants --data for {source.model}, which is no run folder.")
 
 
-def _write_certificates(
-    folder: RunDir, found: Judgement, subject: Subject, split: data.Split, display: Display
-) -> None:
+def _certificates(found: Judgement, subject: Subject, split: data.Split, display: Display) -> str | None:
+    """The text of the certificates, or None where there can be none."""
     try:
         certificates = certify_lib.certificates_of(found.evaluation, subject.apply, subject.params, split)
     except CertificateError as error:  # the numbers hold all the same
         display.note(f"No certificates are written: {error}")
-    else:
-        folder.write("certificates.jsonl", certify_lib.text(certificates))
+        return None
+    return certify_lib.text(certificates)
 
 
 def _has_channels_first(path: str, shape: tuple[int, ...]) -> bool:

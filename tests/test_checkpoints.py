@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mixtrain_jax import checkpoints
-from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax.checkpoints import Checkpoints, load
 from mixtrain_jax.errors import CheckpointError
 from mixtrain_jax.fingerprints import fingerprint, manifest
 
@@ -440,14 +440,16 @@ def test_an_extra_leaf_is_named(three):
 
 def test_a_part_is_restored_where_it_is_asked_for(three):
     target = blank()._replace(moments=None, seconds=None)
-    found = Checkpoints(three).restore(target, pytest.fail, part=True)
+    found = load(three, target, pytest.fail)
     assert bits(found) == bits(state(3)._replace(moments=None, seconds=None))
     with pytest.raises(CheckpointError, match=r"has a leaf moments\.\S+ that is not expected"):
         restored(three, target)
     damage(three, 3)  # what is not asked for must be whole too
     notes = []
-    assert Checkpoints(three).restore(target, notes.append, part=True).step == 2
+    before = sorted(three.iterdir())
+    assert load(three, target, notes.append).step == 2
     assert len(notes) == 1
+    assert sorted(three.iterdir()) == before
 
 
 def test_a_checkpoint_of_another_network_is_left_where_it_is(three):

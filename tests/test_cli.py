@@ -1,7 +1,11 @@
+import contextlib
 import dataclasses
 import fcntl
 import json
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import program
 import pytest
@@ -110,7 +114,8 @@ def test_a_run_ends_well_and_leaves_a_complete_folder(finished):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert {path.name for path in workdir.iterdir()} - {".lock"} == {
-        *("config.json", "metrics.jsonl", "checkpoints", "summary.json", "report.html", "certificates.npz")
+        *("config.json", "metrics.jsonl", "checkpoints", "summary.json", "report.html", "certificates.npz"),
+        "curve.json",
     }
     config = json.loads((workdir / "config.json").read_text())
     assert config["width"] == 16
@@ -165,6 +170,76 @@ def test_the_same_command_again_tells_the_result_without_training(finished):
     table = first.stdout[first.stdout.index("500 test images, l-inf") :]
     assert table in again.stdout
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_its_report_is_drawn_anew_from_its_records(finished, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    drawn = (run / "report.html").read_text()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "mixtrain_jax.report.plots", raising=False)
+    assert cli.main(["report", str(run)]) == 0
+    without = (run / "report.html").read_text()
+    assert "<svg" not in without
+    assert "pip install matplotlib, then mixtrain report" in without
+    monkeypatch.undo()
+    assert cli.main(["report", str(run)]) == 0
+    assert (run / "report.html").read_text() == drawn
+    assert f"Report: {run / 'report.html'}" in capsys.readouterr().out
+    (run / "curve.json").unlink()  # as in runs of earlier versions
+    assert cli.main(["report", str(run)]) == 0
+    assert "there is no curve.json" in capsys.readouterr().out
+    assert (run / "report.html").read_text().count("<svg") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        ("summary.json", None, 2, "holds no finished run: there is no summary.json"),
+        ("config.json", None, 2, "is no run folder"),
+        ("certificates.npz", None, 1, "No such file"),
+        ("certificates.npz", b"PK\3\4damaged", 1, "are damaged"),
+        ("curve.json", b"{}", 1, "are damaged"),
+    ],
+)
+def test_a_report_without_its_records_is_an_error(name, content, code, message, finished, tmp_path, capsys):
+    run = shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_bytes(content)
+    before = (run / "report.html").read_bytes()
+    assert cli.main(["report", str(run)]) == code
+    assert message in capsys.readouterr().err
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_files_of_one_set_are_written_together_or_not_at_all(tmp_path):
+    folder = RunDir(tmp_path)
+    folder.write_all({"first": "1", "second": b"2", "last": "3"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "1", "second": "2", "last": "3"}
+    (tmp_path / ".last.tmp").mkdir()  # the last one cannot be written
+    with pytest.raises(MixtrainError, match=r"Cannot write .*/last: Is a directory"):
+        folder.write_all({"first": "a", "second": "b", "last": "c"})
+    (tmp_path / ".last.tmp").rmdir()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "1", "second": "2", "last": "3"}
+    folder.write_all({"first": "x", "second": "y", "last": None})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "x", "second": "y"}
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_who_is_stopped_while_writing_a_set_leaves_no_mixture(moves, tmp_path, monkeypatch):
+    folder, names = RunDir(tmp_path), ("first", "second", "last")
+    folder.write_all(dict.fromkeys(names, "old"))
+    left, replace = iter(range(moves)), Path.replace
+
+    def stopped(path, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with contextlib.nullcontext() if moves == 3 else pytest.raises(KeyboardInterrupt):
+        folder.write_all(dict.fromkeys(names, "new"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names[:moves], "new")
 
 
 def test_the_doctor_finds_nothing_wrong_with_it(finished):

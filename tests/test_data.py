@@ -208,3 +208,9 @@ def test_hold_out_takes_the_first_examples_where_the_data_set_says_so(small):
     np.testing.assert_array_equal(held.images, small.train.images[:2])
     np.testing.assert_array_equal(kept.images, small.train.images[2:])
     np.testing.assert_array_equal(kept.labels, small.train.labels[2:])
+
+
+def test_what_is_known_of_the_digits_without_loading_them_is_so():
+    digits = data.load("digits")
+    known = (digits.test.images.shape[1:], digits.classes, digits.domain, digits.normalization)
+    assert known == data.signature("digits")

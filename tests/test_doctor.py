@@ -268,6 +268,16 @@ def test_a_damaged_summary_is_told_once(run, content):
     assert told(run, "ok")["certificates.npz"] == "whole; of 20 images."
 
 
+def test_a_curve_of_odd_columns_is_a_fault(run):
+    curve = {key: [0.0, 0.5] for key in ("eps", "clean", "attacked", "verified")}
+    (run / "curve.json").write_text(json.dumps({**curve, "radius": [0.1]}))
+    assert told(run, "ok")["curve.json"] == "accuracies at 2 radii."
+    (run / "curve.json").write_text(json.dumps({**curve, "clean": [0.0], "radius": [0.1]}))
+    assert "its columns differ in length" in told(run, "fault")["curve.json"]
+    (run / "curve.json").write_text("{")
+    assert "is damaged" in told(run, "fault")["curve.json"]
+
+
 @pytest.mark.parametrize("name", ["report.html", "certificates.npz"])
 def test_an_ended_run_without_its_results_is_a_fault(run, name):
     (run / name).unlink()

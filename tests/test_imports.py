@@ -39,7 +39,8 @@ ALLOWED = {
         *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "models", "parallel", "report"),
     },
     "foreign": {"bounds", "errors"},
-    "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "training"},
+    "runs": {"checkpoints", "config", "data", "errors", "models"},
+    "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "runs", "training"},
     "cli": {
         *("__version__", "bounds", "compilation", "config", "doctor", "errors", "judging", "parallel", "report"),
         "training",

@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mixtrain_jax import certify, cli, judging
+import mixtrain_jax as mt
+from mixtrain_jax import certify, cli, data, foreign, judging, models
 from mixtrain_jax.certify import certificates as files
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
-from mixtrain_jax.errors import CheckpointError
+from mixtrain_jax.errors import CheckpointError, ModelError
 from mixtrain_jax.fingerprints import fingerprint
-from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run
 
 QUICK = ["--attacks", "customary", "--certify", "ibp", "--curve-examples", "0", "--examples", "40"]
@@ -88,10 +88,8 @@ def test_the_radius_is_that_of_the_run_where_the_command_names_none(judged, trai
 )
 def test_forged_certificates_are_refused(judged, trained, tmp_path, capsys, domain, eps):
     """Of all images that are misclassified, with crossed boxes; and of all others, at a radius that says nothing."""
-    with jax.numpy_dtype_promotion("standard"):
-        setup, params = run.trained(trained, Display())
-    split = setup.dataset.test.floats()
-    logits = np.asarray(jax.jit(functools.partial(setup.apply, params))(split.images), np.float64)
+    found, split = mt.load_run(trained), data.load("digits").test.floats()
+    logits = np.asarray(jax.jit(functools.partial(found.apply, found.params))(split.images), np.float64)
     margins = logits[np.arange(len(split)), split.labels] - np.sort(logits, 1)[:, -2]
     wrong = logits.argmax(1) != split.labels
     chosen = np.flatnonzero(wrong if domain[0] else ~wrong & (margins > 1e-3))
@@ -116,6 +114,62 @@ def test_forged_certificates_are_refused(judged, trained, tmp_path, capsys, doma
     assert "verified accuracy 0.00%" in words
 
 
+def test_a_judge_that_is_stopped_writes_nothing(trained, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(certify, "text", stop)
+    out = tmp_path / "judged"
+    assert cli.main(["judge", str(trained), *QUICK, "--eps", "0.02", "--out", str(out)]) == 130
+    assert not out.exists()
+    assert "Stopped by Ctrl-C" in capsys.readouterr().err
+
+
+def test_certificates_of_an_earlier_judgement_do_not_stay_beside_a_later_one(judged, trained, tmp_path):
+    out = shutil.copytree(judged, tmp_path / "judged")
+    options = [*QUICK, "--norm", "l2", "--eps", "0.02", "--out", str(out)]
+    assert cli.main(["judge", str(trained), *options]) == 0
+    assert json.loads((out / "judgement.json").read_text())["norm"] == "l2"
+    assert not (out / "certificates.jsonl").exists()
+
+
+def test_a_run_is_loaded_in_python_without_its_data(trained, monkeypatch):
+    monkeypatch.setattr(data, "load", pytest.fail)
+    before = sorted(trained.rglob("*"))
+    found = mt.load_run(trained)
+    assert sorted(trained.rglob("*")) == before
+    assert (found.eps, found.domain, found.config.width) == (0.1, (0.0, 1.0), 16)
+    assert fingerprint(found.params) == json.loads((trained / "summary.json").read_text())["params_sha256"]
+    ball = mt.linf_ball(np.full((2, 8, 8, 1), 0.5, np.float32), found.eps, found.domain)
+    assert mt.ibp(found.apply)(found.params, ball).lower.shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3)), ("digits", (8, 8, 1))])
+@pytest.mark.parametrize("best", [0, 7])
+def test_what_a_run_chose_is_loaded_for_every_data_set(name, shape, best, tmp_path):
+    config = Config(data=name, model="mlp", width=3, choose="best" if best else "last")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+        mt.load_run(tmp_path)
+    network = models.build("mlp", classes=10, width=3, normalization=data.signature(name).normalization)
+    params = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), np.float32))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 1.0, leaf.dtype), params)
+    chosen = jax.tree.map(lambda leaf: 2 * leaf, params)
+    saved = {"step": np.int64(9), "seconds": np.float64(0), "state": {"params": params}}
+    if best:
+        saved["best"] = {"step": np.int64(best), "verified": np.float64(0.5), "params": chosen}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(9, saved)
+    found = mt.load_run(str(tmp_path))
+    assert fingerprint(found.params) == fingerprint(chosen if best else params)
+    assert found.apply(found.params, np.zeros((2, *shape), np.float32)).shape == (2, 10)
+
+
+def test_whoever_takes_a_run_for_a_model_file_is_told(trained):
+    with pytest.raises(ModelError, match=r"mixtrain_jax\.load_run"):
+        foreign.load_model(str(trained))
+
+
 def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path):
     """Its config lacks a field, and its checkpoint holds another state of training."""
     shutil.copytree(trained, tmp_path / "run")
@@ -132,7 +186,7 @@ def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(int(saved.step), older)
     with jax.numpy_dtype_promotion("standard"):
-        _, params = run.trained(tmp_path / "run", Display())
+        params = mt.load_run(tmp_path / "run").params
     assert fingerprint(params) == json.loads((trained / "summary.json").read_text())["params_sha256"]
     with pytest.raises(CheckpointError, match=r"no leaf state\..*it belongs to another network, optimizer or version"):
         Checkpoints(folder).restore(run.untrained(setup), pytest.fail)
@@ -180,7 +234,8 @@ def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
         (["judge", "."], 2, "no run folder"),
         (["verify-certificate", "nothing.jsonl", "--model", "RUN"], 1, "nothing.jsonl"),
         (["verify-certificate", "nothing.jsonl", "--model", "RUN", "--examples", "-1"], 2, "examples of 0 or more"),
-        (["nonsense"], 2, "usage: mixtrain COMMAND"),
+        (["nonsense"], 2, "Unknown command 'nonsense'.\n\nusage: mixtrain COMMAND"),
+        (["trian"], 2, "Unknown command 'trian'. Did you mean 'train'?\n\nusage: mixtrain COMMAND"),
     ],
 )
 def test_errors_name_what_is_wrong(arguments, code, message, trained, judged, capsys):

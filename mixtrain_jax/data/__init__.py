@@ -11,23 +11,45 @@ from mixtrain_jax.data.dataset import Dataset, Split, Streamed, as_floats, check
 from mixtrain_jax.data.digits import digits
 
 
+class Signature(NamedTuple):
+    """What a network has to know of a data set, known without its files."""
+
+    shape: tuple[int, int, int]  # height, width and channels of an image
+    classes: int
+    domain: tuple[float, float]  # of pixels
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None  # as in `Dataset`
+
+
 class Prepared(NamedTuple):
     """How a data set that TFDS prepared is used."""
 
+    shape: tuple[int, int, int]
+    classes: int = 10
     test: str = "test"  # the split that is certified
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and deviation of each channel
     streamed: bool = False  # training examples are read as they are needed, not kept in memory
 
 
-_IMAGENET = Prepared("validation", ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)), streamed=True)
+_DOMAIN = (0.0, 1.0)
+_IMAGENET = Prepared(
+    (64, 64, 3), 200, "validation", ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)), streamed=True
+)
 PREPARED = {
-    "mnist": Prepared(),
-    "fashion_mnist": Prepared(),
-    "cifar10": Prepared(normalization=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
-    "svhn_cropped": Prepared(normalization=((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))),
+    "mnist": Prepared((28, 28, 1)),
+    "fashion_mnist": Prepared((28, 28, 1)),
+    "cifar10": Prepared((32, 32, 3), normalization=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
+    "svhn_cropped": Prepared((32, 32, 3), normalization=((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))),
     "imagenet200": _IMAGENET,
     "imagenet200/train250": _IMAGENET,
 }
+
+
+def signature(name: str) -> Signature:
+    """What a network has to know of a data set of this name, `digits` or one of `PREPARED`."""
+    if name == "digits":
+        return Signature((8, 8, 1), 10, _DOMAIN, None)
+    how = PREPARED[name]
+    return Signature(how.shape, how.classes, _DOMAIN, how.normalization)
 
 
 def load(
@@ -60,10 +82,21 @@ def load(
             train=Streamed(train.take, 0, len(train)) if how.streamed else read(train),
             test=read(test),
             classes=train.classes,
-            domain=(0.0, 1.0),
+            domain=_DOMAIN,
             normalization=how.normalization,
         )
     )
 
 
-__all__ = ["PREPARED", "Dataset", "Prepared", "Split", "Streamed", "as_floats", "check", "load"]
+__all__ = [
+    "PREPARED",
+    "Dataset",
+    "Prepared",
+    "Signature",
+    "Split",
+    "Streamed",
+    "as_floats",
+    "check",
+    "load",
+    "signature",
+]

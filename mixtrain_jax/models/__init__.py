@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 
 from mixtrain_jax.models.networks import MLP, Large, Normalized, ResNet, Small
 
@@ -37,4 +39,15 @@ def build(
     return Normalized(network, tuple(mean), tuple(std))
 
 
-__all__ = ["MLP", "MODELS", "Large", "Normalized", "ResNet", "Small", "build"]
+def pure_apply(network: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+    """A network as `(params, images [n, height, width, channels]) -> logits [n, classes]`."""
+
+    def apply(params: Any, images: jax.Array) -> jax.Array:
+        logits = network.apply(params, images)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    return apply
+
+
+__all__ = ["MLP", "MODELS", "Large", "Normalized", "ResNet", "Small", "build", "pure_apply"]

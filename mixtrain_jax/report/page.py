@@ -88,7 +88,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, curve: C
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise
-        return ["<p><em>For the plots: pip install matplotlib, then run again in a new workdir.</em></p>"]
+        return ["<p><em>For the plots: pip install matplotlib, then mixtrain report RUN.</em></p>"]
     return [
         *(["<h2>Accuracy against the radius</h2>", plots.accuracy_curve(curve, evaluation.threat)] if curve else []),
         "<h2>Training</h2>",

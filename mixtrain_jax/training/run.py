@@ -23,13 +23,14 @@ from jax.sharding import Mesh
 from mixtrain_jax import bounds, certify, data, environment, mixing, models, parallel
 from mixtrain_jax.attacks import LogitsFn, non_finite_gradient, pgd
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config, of_run
-from mixtrain_jax.errors import CheckpointError, ConfigError, NonFiniteError
+from mixtrain_jax.config import Config
+from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import fingerprint, leaf_name
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Examples, Feed, indices, make_feed
 from mixtrain_jax.training.pace import AHEAD, Pace
+from mixtrain_jax.training.records import CURVE, curve_text
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import Bad, Totals, TrainState
@@ -163,13 +164,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         config.model, classes=dataset.classes, width=config.width, normalization=dataset.normalization
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-
-    def apply(params: Any, images: jax.Array) -> jax.Array:
-        logits = network.apply(params, images)
-        assert isinstance(logits, jax.Array)
-        return logits
-
-    example = heldout[:1].floats().images
+    apply, example = models.pure_apply(network), heldout[:1].floats().images
     try:
         params = jax.jit(network.init)(init_key, example)
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a layer has no pixels left
@@ -395,33 +390,6 @@ def untrained(setup: Setup) -> Saved:
     if setup.config.choose == "best":  # a copy, for the first step takes the memory of the state that it is given
         none = Best(np.int64(0), np.float64(0), jax.tree.map(jnp.copy, setup.initial.params))
     return Saved(np.int64(0), np.float64(0), setup.initial, none)
-
-
-def trained(workdir: Path, display: Display, data_dir: Path | None = None) -> tuple[Setup, Any]:
-    """The setup of a run that was trained before, and the parameters that its config chooses.
-
-    Args:
-      workdir: folder of the run.
-      display: shows what happens.
-      data_dir: as for `run`.
-
-    Raises:
-      ConfigError: where this is no run folder.
-      CheckpointError: where it holds no whole checkpoint.
-      DataError: where the data are missing or damaged.
-    """
-    config = of_run(workdir)
-    setup = prepare(config, data.load(config.data, data_dir, display.progress))
-    folder = RunDir(workdir)
-    with folder.opened(config):  # a run in progress is left alone
-        # No more than is judged: checkpoints of other versions, which hold another state, will do.
-        start = untrained(setup)
-        others: dict[str, Any] = dict.fromkeys(name for name in TrainState._fields if name != "params")
-        wanted = start._replace(state=start.state._replace(**others))
-        saved = Checkpoints(folder.checkpoints).restore(wanted, display.note, part=True)
-    if saved is None:
-        raise CheckpointError(f"{workdir} holds no checkpoint yet; train it first.")
-    return setup, chosen(saved)[1]
 
 
 def chosen(saved: Saved) -> tuple[int, Any]:
@@ -709,9 +677,13 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
 
     def write() -> None:
         content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
-        folder.write("report.html", content)
-        folder.write("certificates.npz", certificates(evaluation, dataset.test))
-        folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        files = {
+            "report.html": content,
+            "certificates.npz": certificates(evaluation, dataset.test),
+            CURVE: curve_text(curve),
+            "summary.json": json.dumps(summary, indent=2) + "\n",
+        }
+        folder.write_all(files)
 
     parallel.alone(write)
     return summary

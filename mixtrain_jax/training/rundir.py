@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,35 @@ class RunDir:
         Raises:
           MixtrainError: where it cannot be written; an older one is untouched then.
         """
-        data = content.encode() if isinstance(content, str) else content
-        temporary = self.path / f".{name}.tmp"
+        self.write_all({name: content})
+
+    def write_all(self, files: Mapping[str, str | bytes | None]) -> None:
+        """Write files that belong together, replacing older ones: where the last one is, all of them are.
+
+        Older ones go once all is on the disk, so a stop never leaves files of two sets.
+
+        Args:
+          files: contents by name, in order; None for one that must not be there.
+
+        Raises:
+          MixtrainError: where one cannot be written; older ones are untouched then.
+        """
+        contents = {name: content for name, content in files.items() if content is not None}
+        temporary = {name: self.path / f".{name}.tmp" for name in contents}
+        name = ""
         try:
-            temporary.write_bytes(data)
-            temporary.replace(self.path / name)
+            for name, content in contents.items():
+                temporary[name].write_bytes(content.encode() if isinstance(content, str) else content)
+            for name in reversed(files if len(files) > 1 else ()):
+                (self.path / name).unlink(missing_ok=True)
+            for name in contents:
+                temporary[name].replace(self.path / name)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise MixtrainError(f"Cannot write {self.path / name}: {error.strerror}.") from error
+        finally:
+            for path in temporary.values():
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any] | None:
         """What `summary.json` says, if the run has ended.
