@@ -177,6 +177,7 @@ def test_its_report_is_drawn_anew_from_its_records(finished, tmp_path, capsys, m
     drawn = (run / "report.html").read_text()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "mixtrain_jax.report.plots", raising=False)
+    monkeypatch.delattr("mixtrain_jax.report.plots", raising=False)
     assert cli.main(["report", str(run)]) == 0
     without = (run / "report.html").read_text()
     assert "<svg" not in without

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import small_networks as networks
 
@@ -25,6 +26,7 @@ from mixtrain_jax.attacks import (
     targeted,
 )
 from mixtrain_jax.attacks.gradients import finite, value_and_gradient
+from mixtrain_jax.bounds.alpha_crown import _ascend
 from mixtrain_jax.config import Config
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run
@@ -134,6 +136,14 @@ def test_finite_gradients_keep_their_bits_and_infinite_ones_their_sign():
     np.testing.assert_array_equal(finite(gradient), gradient)
     odd = jnp.asarray([[1.0, -3.0, jnp.nan], [jnp.inf, -jnp.inf, 2.0], [0.0, jnp.nan, -jnp.inf]])
     np.testing.assert_array_equal(finite(odd), [[1, -3, 0], [2, -2, 2], [0, 0, -1]])
+
+
+def test_a_slope_without_a_gradient_does_not_end_the_search_of_alpha_crown():
+    def bound(slopes):
+        return -jnp.square(slopes[0] - 0.7).sum() + 0 * jnp.sqrt(slopes[1]).sum()
+
+    slopes = {i: jnp.zeros(2) for i in range(2)}
+    assert _ascend(bound, slopes, 30, optax.adam(0.1)) > -0.05  # -0.98 at the start
 
 
 def test_values_that_are_nan_are_the_lowest():

@@ -110,12 +110,17 @@ def _ascend(f: Callable[[Alphas], jax.Array], alphas: Alphas, steps: int, tx: An
         better = value > best
         chosen = jax.tree.map(lambda new, old: jnp.where(better, new, old), alphas, chosen)
         with jax.numpy_dtype_promotion("standard"):  # which optax wants, whatever the caller does
-            updates, state = tx.update(jax.tree.map(jnp.negative, gradient), state, alphas)
+            updates, state = tx.update(jax.tree.map(_downhill, gradient), state, alphas)
         alphas = jax.tree.map(lambda a, b: jnp.clip(a + b, 0, 1), alphas, updates)
-        return (alphas, state, jnp.maximum(best, value), chosen), None
+        return (alphas, state, jnp.where(better, value, best), chosen), None
 
     first = (alphas, tx.init(alphas), jnp.full_like(jax.eval_shape(f, alphas), -jnp.inf), alphas)
     (last, _, best, chosen), _ = jax.lax.scan(step, jax.lax.stop_gradient(first), length=steps)
     value = f(last)
     chosen = jax.tree.map(lambda new, old: jnp.where(value > best, new, old), last, chosen)
     return f(jax.lax.stop_gradient(chosen))
+
+
+def _downhill(gradient: jax.Array) -> jax.Array:
+    """Minus the gradient; a slope without one stays where it is, for NaN would end the search of all."""
+    return jnp.where(jnp.isfinite(gradient), -gradient, 0)
