@@ -115,7 +115,7 @@ class RunDir:
         try:
             for name, content in contents.items():
                 temporary[name].write_bytes(content.encode() if isinstance(content, str) else content)
-            for name in reversed(files if len(files) > 1 else ()):
+            for name in reversed(list(files) if len(files) > 1 else []):
                 (self.path / name).unlink(missing_ok=True)
             for name in contents:
                 temporary[name].replace(self.path / name)
