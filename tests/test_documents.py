@@ -12,8 +12,8 @@ import program
 import pytest
 
 DOCUMENTS = [program.ROOT / "README.md", *sorted((program.ROOT / "docs").glob("*.md"))]
-WAITING = {("adding-a-rule.md", 49)}  # a template, to be filled in
-BLOCKS = [(path.name, line) for path in DOCUMENTS for line, _ in blocks.blocks(path)]
+TEMPLATE = "my_primitive,"  # to be filled in
+BLOCKS = [(path.name, line) for path in DOCUMENTS for line, text in blocks.blocks(path) if TEMPLATE not in text]
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,14 @@ def errors():
     return {(name, line): error for name, line, error in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("block", sorted({*BLOCKS} - WAITING), ids=lambda block: ":".join(map(str, block)))
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: ":".join(map(str, block)))
 def test_a_python_block_runs_as_it_is_printed(block, errors):
     assert errors[block] == ""
 
 
 def test_the_documents_show_python():
-    assert {"README.md", "judge.md", "foreign-models.md", "cloud_tpu.md", "adding-a-rule.md"} == {
-        name for name, _ in BLOCKS
-    }
+    names = {name for name, _ in BLOCKS}
+    assert names >= {"README.md", "judge.md", "foreign-models.md", "cloud_tpu.md", "adding-a-rule.md"}
 
 
 # --- the wheel ------------------------------------------------------------------------------------------------------
