@@ -105,6 +105,7 @@ def judge(arguments: Sequence[str]) -> int:
         data_dir: Path | None = None,
         params: Path | None = None,
         per_example: bool = False,
+        output: str | None = None,
     ) -> int:
         """Robust accuracy of any model, from both sides: what is proved, and what withstands the strongest attacks.
 
@@ -127,13 +128,14 @@ def judge(arguments: Sequence[str]) -> int:
             variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
           params: File of the parameters of an imported model, .npz or .msgpack.
           per_example: Whether an imported model takes one image, not a batch.
+          output: Name of the output that holds the logits, where an ONNX file has several.
         """
         from mixtrain_jax import judging  # takes seconds
         from mixtrain_jax.compilation import keep_compiled
         from mixtrain_jax.report.display import Display
 
         keep_compiled()
-        source = judging.Source(model, data, data_dir, params, per_example)
+        source = judging.Source(model, data, data_dir, params, per_example, output)
         with Display() as display:
             judging.judge(
                 source,
@@ -166,6 +168,7 @@ def verify_certificate(arguments: Sequence[str]) -> int:
         data_dir: Path | None = None,
         params: Path | None = None,
         per_example: bool = False,
+        output: str | None = None,
     ) -> int:
         """Recompute certificates in float64, by code that shares nothing with what made them.
 
@@ -182,12 +185,13 @@ def verify_certificate(arguments: Sequence[str]) -> int:
           data_dir: As for judge.
           params: As for judge.
           per_example: As for judge.
+          output: As for judge.
         """
         from mixtrain_jax import judging  # takes seconds
         from mixtrain_jax.report.display import Display
 
         with Display() as display:
-            source = judging.Source(model, data, data_dir, params, per_example)
+            source = judging.Source(model, data, data_dir, params, per_example, output)
             return 0 if judging.verify(file, source, display, eps=eps, examples=examples) else 1
 
     return _guarded(lambda: _cli(command, "mixtrain verify-certificate", arguments))

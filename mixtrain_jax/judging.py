@@ -30,6 +30,7 @@ class Source(NamedTuple):
     data_dir: Path | None = None
     params: Path | None = None
     per_example: bool = False
+    output: str | None = None
 
 
 class Subject(NamedTuple):
@@ -200,10 +201,12 @@ def load(source: Source, display: Display) -> Subject:
     assert source.data is not None  # it is checked
     dataset = data.load(source.data, source.data_dir, display.progress)
     shape = dataset.test.images.shape[1:]
-    if source.model.endswith(".onnx") and _has_channels_first(source.model, shape):
-        model = foreign.load_onnx(source.model, shape=(shape[-1], *shape[:-1]), layout="nhwc")
+    if source.model.endswith(".onnx"):
+        model = _onnx(source, shape)
     else:
         model = foreign.load_model(source.model, shape=shape, params=source.params, per_example=source.per_example)
+    for note in model.notes:
+        display.note(note)
     if model.classes != dataset.classes:
         raise ConfigError(f"{model.name} has {model.classes} classes, but {dataset.name} has {dataset.classes}.")
     return Subject(model.apply, model.params, Path(model.name).stem, dataset, None)
@@ -241,14 +244,10 @@ def _certificates(found: Judgement, subject: Subject, split: data.Split, display
     return certify_lib.text(certificates)
 
 
-def _has_channels_first(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether an ONNX file wants images of this shape with their channels in front, as PyTorch's exports do."""
-    declared = foreign.load_onnx(path).shape
-    return (
-        declared is not None
-        and all(size in (None, wanted) for size, wanted in zip(declared, (shape[-1], *shape[:-1]), strict=False))
-        and declared != shape
-    )
+def _onnx(source: Source, shape: tuple[int, ...]) -> foreign.Model:
+    if source.params is not None or source.per_example:
+        raise ConfigError(f"{source.model} is an ONNX file, which has its own parameters and batch: leave them out.")
+    return foreign.load_onnx_for(source.model, shape, output=source.output)
 
 
 def _json(values: Any) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 
 import jax
@@ -18,6 +19,8 @@ from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import CheckpointError, ModelError
 from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.foreign import load_onnx_for
+from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run
 
 QUICK = ["--attacks", "customary", "--certify", "ibp", "--curve-examples", "0", "--examples", "40"]
@@ -192,32 +195,85 @@ def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path)
         Checkpoints(folder).restore(run.untrained(setup), pytest.fail)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_an_onnx_file_with_channels_first_or_last(first, tmp_path, capsys):
+def saved_linear(path, shape, names=("y",)):
+    """An ONNX file of a linear network of 64 entries, for inputs of a shape."""
     rng = np.random.default_rng(0)
     weights = numpy_helper.from_array(rng.normal(size=(64, 10)).astype(np.float32), "w")
-    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
-    shape = ["n", 1, 8, 8] if first else ["n", 8, 8, 1]
+    sizes = numpy_helper.from_array(np.array([1 if shape[0] == 1 or len(shape) == 1 else -1, 64]), "s")
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
+    nodes.append(helper.make_node("Relu", ["f"], ["z"]))
     graph = helper.make_graph(
         nodes,
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
-        [weights],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
+        [weights, sizes],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path = tmp_path / "net.onnx"
-    onnx.save(model, path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "note"),
+    [
+        (["n", 1, 8, 8], r"are given to it as \[1, 8, 8\], row by row"),
+        (["n", 8, 8, 1], None),
+        (["n", 64], r"\[8, 8, 1\] are given to it as \[64\], row by row"),
+        ([64], r"as \[64\], row by row"),
+        ([64, 1], "one image, without a batch"),
+        ([1, 1, 1, 64], r"as \[1, 1, 64\]"),
+        (["n", "c", "h", "w"], r"as \[1, 8, 8\]"),
+    ],
+    ids=str,
+)
+def test_an_onnx_file_takes_images_in_its_own_layout(shape, note, tmp_path):
+    display = Display()
+    with display.console.capture() as shown:
+        subject = judging.load(judging.Source(str(saved_linear(tmp_path / "net.onnx", shape)), "digits"), display)
+    images = subject.dataset.test[:5].floats().images
+    weights = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    found = subject.apply(subject.params, images)
+    np.testing.assert_allclose(found, images.reshape(5, 64) @ weights, rtol=1e-4, atol=1e-4)
+    said = " ".join(shown.get().split())
+    assert "agrees with ONNX Runtime" in said
+    assert re.search(note, said) if note else "given to it" not in said
+
+
+def test_an_onnx_file_of_several_outputs_is_judged_by_the_one_that_is_named(tmp_path, capsys):
+    path = str(saved_linear(tmp_path / "net.onnx", ["n", 64], ("y", "z")))
+    assert cli.main(["judge", path, *QUICK, "--data", "digits", "--eps", "0.01"]) == 1
+    assert "output=NAME" in " ".join(capsys.readouterr().err.split())
     out = tmp_path / "out"
-    assert cli.main(["judge", str(path), *QUICK, "--data", "digits", "--eps", "0.01", "--out", str(out)]) == 0
+    arguments = ["judge", path, *QUICK, "--data", "digits", "--eps", "0.01", "--out", str(out), "--output", "y"]
+    assert cli.main(arguments) == 0
     numbers = json.loads((out / "judgement.json").read_text())
     assert numbers["model"] == "net"
-    checked = ["verify-certificate", str(out / "certificates.jsonl"), "--model", str(path), "--data", "digits"]
+    checked = ["verify-certificate", str(out / "certificates.jsonl"), "--model", path, "--data", "digits"]
+    checked += ["--output", "y"]
     assert cli.main(checked) == 2
     assert "verify-certificate wants --eps for" in capsys.readouterr().err
     assert cli.main([*checked, "--eps", "0.01"]) == 0
     # An attack and a bound of a linear network agree but for roundings.
     assert numbers["verified_accuracy"] == pytest.approx(numbers["attacked_accuracy"], abs=1 / 40)
+
+
+def test_an_onnx_file_of_colour_images_flattens_them_channels_first(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "f.onnx")
+    model = load_onnx_for(tmp_path / "f.onnx", (2, 2, 3))
+    images = np.random.default_rng(1).normal(size=(5, 2, 2, 3)).astype(np.float32)
+    wanted = images.transpose(0, 3, 1, 2).reshape(5, 12) @ weights
+    np.testing.assert_allclose(model.apply(model.params, images), wanted, rtol=1e-5, atol=1e-5)
+    assert "with channels first, as PyTorch flattens" in model.notes[-1]
+    with pytest.raises(ModelError, match=r"takes images of shape \[12\], which those of shape \[2, 3, 3\] do not fit"):
+        load_onnx_for(tmp_path / "f.onnx", (2, 3, 3))
 
 
 @pytest.mark.parametrize(

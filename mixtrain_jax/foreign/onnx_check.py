@@ -36,6 +36,8 @@ def disagreement(path: Path, graph: Graph, model: Model, batch: int | None, nhwc
     images = np.random.default_rng(0).uniform(size=(count, *shape)).astype(np.float32)
     ours = np.asarray(model.apply(model.params, jnp.asarray(images)))
     theirs = _reference(path, graph, images.transpose(0, 3, 1, 2) if nhwc else images, batch)
+    if np.issubdtype(theirs.dtype, np.integer) and theirs.size == len(ours):  # it chooses a class, ours are the logits
+        ours, theirs = ours.argmax(-1).astype(np.float32), theirs.astype(np.float32)
     if ours.size != theirs.size or not np.array_equal(np.isfinite(ours), np.isfinite(theirs.reshape(ours.shape))):
         raise ModelError(f"{path}: ONNX Runtime computes something else, of another shape or not finite elsewhere.")
     theirs = theirs.reshape(ours.shape)

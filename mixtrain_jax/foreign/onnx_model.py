@@ -7,6 +7,7 @@ LayerNormalization, fails on Clip, and cannot compile shapes that are computed. 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +38,7 @@ def load_onnx(
     layout: Literal["declared", "nhwc"] = "declared",
     output: str | None = None,
     fixed: Mapping[str, Any] | None = None,
-    check: bool = False,
+    check: bool | None = False,
     max_bytes: int = MAX_BYTES,
 ) -> Model:
     """Read a feed-forward network of opset 8 to 21: float32 images in, logits or other floats out.
@@ -60,7 +61,8 @@ def load_onnx(
         "nhwc" for images `[n, height, width, channels]`, transposed at the entrance to what the file wants.
       output: name of the output that is wanted, where the file has several.
       fixed: values of the inputs other than the images, by name, where the file has several.
-      check: compare with ONNX Runtime, which must be installed, on a few random images.
+      check: compare with ONNX Runtime, which must be installed, on a few random images; None does so where it is
+        installed and the shape of images is known.
       max_bytes: of the file, and of the weights beside it.
 
     Returns:
@@ -77,7 +79,8 @@ def load_onnx(
     if layout == "nhwc" and len(graph.shape) != 4:
         raise ModelError(f'{path} takes images of shape {list(graph.shape)}; layout="nhwc" wants 4 dimensions.')
     model, reading = _read(path, graph, shape, layout == "nhwc")
-    if check:
+    known = model.shape is not None and None not in model.shape
+    if check or (check is None and known and importlib.util.find_spec("onnxruntime") is not None):
         found = disagreement(path, graph, model, reading.batch, layout == "nhwc")
         model = model._replace(notes=(*model.notes, f"It agrees with ONNX Runtime to {found:.0e} on random images."))
     return model
