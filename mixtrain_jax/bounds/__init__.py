@@ -12,6 +12,7 @@ from mixtrain_jax.bounds.margins import group_size, margins, specification
 from mixtrain_jax.bounds.properties import Inequality, Junction, all_of, any_of, inequality, property_margin
 from mixtrain_jax.bounds.rules import Rule, register
 from mixtrain_jax.bounds.symbolic import Method, symbolic
+from mixtrain_jax.bounds.undefined import Undefined, explain
 
 __all__ = [
     "Ball",
@@ -24,12 +25,14 @@ __all__ = [
     "Junction",
     "Method",
     "Rule",
+    "Undefined",
     "UnsupportedPrimitiveError",
     "all_of",
     "alpha_crown",
     "any_of",
     "crown",
     "crown_ibp",
+    "explain",
     "group_size",
     "ibp",
     "inequality",

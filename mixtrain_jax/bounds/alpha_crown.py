@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mixtrain_jax.bounds import rules
 from mixtrain_jax.bounds.backward import Analysis, Linear, pull
-from mixtrain_jax.bounds.engine import Bounded, Domain, linear, read, slack, uses_of
+from mixtrain_jax.bounds.engine import Bounded, Domain, joined, linear, read, slack, uses_of
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.interval import Interval, intersect
 from mixtrain_jax.bounds.loops import map_rows
@@ -57,7 +57,7 @@ def alpha_crown(
     if tx is None:
         tx = importlib.import_module("optax").adam(0.1)  # the one use of it here, when it is asked for
     domain = Domain("adaptive", tighten=True, chunk=chunk, budget=budget, sound=sound)
-    return Bounded(f, domain, tuple(method(f) for method in intersect), functools.partial(_finish, steps=steps, tx=tx))
+    return joined(f, domain, intersect, functools.partial(_finish, steps=steps, tx=tx))
 
 
 def _finish(tape: Tape, known: Analysis, rows: Linear, domain: Domain, *, steps: int, tx: Any) -> Interval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mixtrain_jax.bounds.engine import Bounded, Domain
+from mixtrain_jax.bounds.engine import Bounded, Domain, joined
 from mixtrain_jax.bounds.symbolic import Method
 
 
@@ -30,7 +30,7 @@ def crown(
       As `symbolic` does; never looser than `ibp`, on most networks tighter than `symbolic`.
     """
     domain = Domain("adaptive", tighten=True, chunk=chunk, budget=budget, sound=sound)
-    return Bounded(f, domain, tuple(method(f) for method in intersect))
+    return joined(f, domain, intersect)
 
 
 def crown_ibp(
@@ -54,4 +54,4 @@ def crown_ibp(
       As `symbolic` does; cheaper than `crown`, which also pulls back every hidden layer, and looser.
     """
     domain = Domain("adaptive", chunk=chunk, budget=budget, sound=sound)
-    return Bounded(f, domain, tuple(method(f) for method in intersect))
+    return joined(f, domain, intersect)

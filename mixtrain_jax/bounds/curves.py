@@ -33,8 +33,10 @@ class Curve:
       critical: where it turns from falling to rising or back, in increasing order.
       inflections: where curvature changes sign, in increasing order. Kinks may be among them and between them.
       domain: the interval outside of which the function is undefined or unbounded; it has those of its ends where `f`
-        is finite.
+        is finite, or rises from -inf or to inf.
       pole: a point that no box may hold. An inflection there never lies inside a box.
+      root: where it goes from values <= 0 to values >= 0, in floating point too; None where it does nowhere.
+      codomain: values that it never leaves, however it is rounded.
       period: `(start, length)` of a periodic function; what the tuples hold is for boxes that are shorter than the
         length and begin in `[start, start + length)`.
     """
@@ -45,6 +47,8 @@ class Curve:
     inflections: tuple[ArrayLike, ...] = ()
     domain: tuple[float, float] = (-math.inf, math.inf)
     pole: float | None = None
+    root: float | None = None
+    codomain: tuple[float, float] = (-math.inf, math.inf)
     period: tuple[float, float] | None = None
 
 
@@ -124,7 +128,7 @@ class _Box(NamedTuple):
 def _prepare(curve: Curve, lower: Array, upper: Array) -> _Box:
     left, right = lax.stop_gradient((lower, upper))
     (at_left, rise_left), (at_right, rise_right) = (_value_and_slope(curve.f, x) for x in (left, right))
-    inside = _begins(left, at_left, curve.domain[0]) & _begins(-right, at_right, -curve.domain[1])
+    inside = _begins(left, at_left, curve.domain[0]) & _begins(-right, -at_right, -curve.domain[1])
     if curve.pole is not None:
         inside &= (left > curve.pole) | (right < curve.pole)
     # The product of two such numbers is finite.
@@ -144,8 +148,8 @@ def _prepare(curve: Curve, lower: Array, upper: Array) -> _Box:
 
 
 def _begins(x: Array, value: Array, end: float) -> Array:
-    """Whether `x` is in a domain that begins at `end`."""
-    return (x >= end) if math.isinf(end) else (x > end) | ((x == end) & jnp.isfinite(value))
+    """Whether `x` is in a domain that begins at `end`, with its end where the function is finite or rises from -inf."""
+    return (x >= end) if math.isinf(end) else (x > end) | ((x == end) & (value < jnp.inf))
 
 
 def _inner_point(curve: Curve) -> float:
@@ -472,6 +476,8 @@ def integer_pow(n: int) -> Curve:
         critical=(0.0,) if even and n > 0 else (),
         inflections=() if even or n == 1 else (0.0,),
         pole=0.0 if n < 0 else None,
+        root=None if even else 0.0,
+        codomain=_POSITIVE if even else (-math.inf, math.inf),
     )
 
 
@@ -480,7 +486,7 @@ def power(p: float) -> Curve:
     if p == int(p):
         return integer_pow(int(p))
     f = lambda x: jnp.power(x, p)  # noqa: E731
-    return Curve(_flat(f) if 0 < p < 1 else f, not 0 < p < 1, domain=_POSITIVE)
+    return Curve(_flat(f) if 0 < p < 1 else f, not 0 < p < 1, domain=_POSITIVE, codomain=_POSITIVE)
 
 
 def leaky_relu(slope: float) -> Curve:
@@ -515,25 +521,25 @@ def clamp(low: ArrayLike, high: ArrayLike) -> Curve:
     return Curve(f, True, inflections=(bend,))
 
 
-ABS = Curve(jnp.abs, True, critical=(0.0,))
+ABS = Curve(jnp.abs, True, critical=(0.0,), codomain=_POSITIVE)
 SQUARE = integer_pow(2)
 RECIPROCAL = integer_pow(-1)
-SQRT = Curve(_flat(jnp.sqrt), False, domain=_POSITIVE)
-RSQRT = Curve(lax.rsqrt, True, domain=_POSITIVE)
-CBRT = Curve(_flat(jnp.cbrt), True, inflections=(0.0,))
-EXP = Curve(jnp.exp, True)
-EXP2 = Curve(jnp.exp2, True)
-EXPM1 = Curve(jnp.expm1, True)
-LOG = Curve(jnp.log, False, domain=_POSITIVE)
-LOG1P = Curve(jnp.log1p, False, domain=(-1.0, math.inf))
-LOGISTIC = Curve(_sigmoid, True, inflections=(0.0,))
-TANH = Curve(_tanh, True, inflections=(0.0,))
-ERF = Curve(lax.erf, True, inflections=(0.0,))
-ERFC = Curve(lax.erfc, False, inflections=(0.0,))
-ATAN = Curve(jnp.arctan, True, inflections=(0.0,))
-SINH = Curve(jnp.sinh, False, inflections=(0.0,))
-COSH = Curve(jnp.cosh, True, critical=(0.0,))
-ASINH = Curve(jnp.arcsinh, True, inflections=(0.0,))
+SQRT = Curve(_flat(jnp.sqrt), False, domain=_POSITIVE, codomain=_POSITIVE)
+RSQRT = Curve(lax.rsqrt, True, domain=_POSITIVE, codomain=_POSITIVE)
+CBRT = Curve(_flat(jnp.cbrt), True, inflections=(0.0,), root=0.0)
+EXP = Curve(jnp.exp, True, codomain=_POSITIVE)
+EXP2 = Curve(jnp.exp2, True, codomain=_POSITIVE)
+EXPM1 = Curve(jnp.expm1, True, root=0.0)
+LOG = Curve(jnp.log, False, domain=_POSITIVE, root=1.0)
+LOG1P = Curve(jnp.log1p, False, domain=(-1.0, math.inf), root=0.0)
+LOGISTIC = Curve(_sigmoid, True, inflections=(0.0,), codomain=_POSITIVE)
+TANH = Curve(_tanh, True, inflections=(0.0,), root=0.0)
+ERF = Curve(lax.erf, True, inflections=(0.0,), root=0.0)
+ERFC = Curve(lax.erfc, False, inflections=(0.0,), codomain=_POSITIVE)
+ATAN = Curve(jnp.arctan, True, inflections=(0.0,), root=0.0)
+SINH = Curve(jnp.sinh, False, inflections=(0.0,), root=0.0)
+COSH = Curve(jnp.cosh, True, critical=(0.0,), codomain=_POSITIVE)
+ASINH = Curve(jnp.arcsinh, True, inflections=(0.0,), root=0.0)
 ACOSH = Curve(_flat(jnp.arccosh, 1.0), False, domain=(1.0, math.inf))
 ATANH = Curve(jnp.arctanh, False, inflections=(0.0,), domain=(-1.0, 1.0))
 # One branch, ended just inside the poles so that no dtype rounds the ends past them.
@@ -552,7 +558,7 @@ COS = Curve(
     (_PI / 2, 3 * _PI / 2, 5 * _PI / 2),
     period=(-_PI / 2, 2 * _PI),
 )
-SOFTPLUS = Curve(jax.nn.softplus, True)
+SOFTPLUS = Curve(jax.nn.softplus, True, codomain=_POSITIVE)
 LOG_SIGMOID = Curve(jax.nn.log_sigmoid, False)
 SOFTSIGN = Curve(_softsign, True, inflections=(0.0,))
 HARD_SWISH = Curve(_from_left(jax.nn.hard_swish), False, (-1.5,), (-3.0, 3.0))  # kinks down at both inflections

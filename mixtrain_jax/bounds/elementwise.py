@@ -14,13 +14,14 @@ from mixtrain_jax.bounds.errors import unsupported
 from mixtrain_jax.bounds.interval import Interval, concrete
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.rules import (
-    Arrays,
+    Errors,
     Relaxation,
     Rule,
     Value,
     endpoints,
     entrywise_relaxation,
     is_float,
+    limits_of_sign,
     register,
 )
 from mixtrain_jax.bounds.tape import Op, Ref
@@ -30,7 +31,7 @@ def curve_rule(
     curve: Curve | Callable[[Op], Curve | None],
     steps: int = 1,
     units: Callable[[Op, Interval], Any] | None = None,
-    least: Callable[[Op], float | None] = lambda op: None,
+    exact: bool = False,
 ) -> Rule:
     """The rule of an entrywise function from its curve: exact intervals, and the best lines above and below.
 
@@ -38,8 +39,8 @@ def curve_rule(
       curve: of the function; or a function of the op, for a curve that depends on parameters or exact operands, which
         may return None where the op is only known never to decrease.
       steps: operations of floating point one after the other, for what is computed in more than one.
-      least: number below which the function never is, however it is rounded.
       units: accuracy of the function on a box in units of roundoff; None for `rounding.ELEMENTARY`.
+      exact: whether the function only moves and compares, so that nothing is rounded.
     """
 
     def of(op: Op) -> Curve | None:
@@ -65,21 +66,31 @@ def curve_rule(
         kind: Any = slopes if isinstance(slopes, str) else "adaptive"
         return entrywise_relaxation(curves.lines(known, x.lower, x.upper, kind), x)
 
-    def rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Arrays:
+    def rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Errors:
         (out,) = outputs
         error = rounding.once(out, units(op, _box(operands)) if units else rounding.ELEMENTARY)
         if steps > 1:  # A sum on the way may cancel: its error is relative to the operand.
-            error = error + steps * rounding.once(_box(operands), rounding.ELEMENTARY)
+            more = steps * rounding.largest(rounding.once(_box(operands), rounding.ELEMENTARY))
+            error = rounding.Error(error.lower + more, error.upper + more)
         return (error,)
+
+    def limits(op: Op, operands: Sequence[Value]) -> Interval:
+        (out,), known = op.outputs, of(op)
+        if known is None:
+            return Interval(*(jnp.full((), end, out.dtype) for end in (-jnp.inf, jnp.inf)))
+        low, high = (jnp.full((), end, out.dtype) for end in known.codomain)
+        if known.root is None:
+            return Interval(low, high)
+        return rounding.within(limits_of_sign(op, operands, known.root), Interval(low, high))
 
     return Rule(
         "curve",
         interval,
         relax=relax,
         entrywise=True,
-        rounded=rounded,
+        rounded=None if exact else rounded,
         terms=lambda op: (rounding.ELEMENTARY, rounding.ELEMENTARY),
-        least=least,
+        limits=limits,
         way="chord and tangent",
     )
 
@@ -131,16 +142,13 @@ for _name, _curve in {
     "square": curves.SQUARE,
     "tanh": curves.TANH,
 }.items():
-    _least = 0.0 if _name in ("abs", "exp", "exp2", "logistic", "rsqrt", "sqrt", "square") else None
-    _rule = curve_rule(_curve, units=_UNITS.get(_name), least=lambda op, least=_least: least)
-    register(_rule, getattr(primitives, f"{_name}_p"))
+    register(curve_rule(_curve, units=_UNITS.get(_name), exact=_name == "abs"), getattr(primitives, f"{_name}_p"))
 register(
     curve_rule(
         lambda op: curves.integer_pow(op.params["y"]),
         units=lambda op, x: max(8, 2 * abs(op.params["y"])),
-        least=lambda op: 0.0 if op.params["y"] % 2 == 0 else None,
     ),
     primitives.integer_pow_p,
 )
-register(curve_rule(_power, least=lambda op: 0.0), primitives.pow_p)
-register(curve_rule(_clamp), primitives.clamp_p)
+register(curve_rule(_power), primitives.pow_p)
+register(curve_rule(_clamp, exact=True), primitives.clamp_p)

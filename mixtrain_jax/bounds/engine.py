@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import primitives
 from jax.typing import ArrayLike
 
@@ -20,11 +21,12 @@ from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules
 from mixtrain_jax.bounds.affine_end import differences_over, through_affine_end
 from mixtrain_jax.bounds.backward import Analysis, Linear, Reach, Sides, pull, pulled
 from mixtrain_jax.bounds.errors import BoundsError
-from mixtrain_jax.bounds.interval import Ball, Interval, intersect
+from mixtrain_jax.bounds.interval import Ball, Interval, concrete, intersect, refined
 from mixtrain_jax.bounds.loops import map_rows
 from mixtrain_jax.bounds.relaxations import Slopes
 from mixtrain_jax.bounds.rules import Arrays, Relaxation
 from mixtrain_jax.bounds.tape import Op, Operand, Ref, Tape, at_highest_precision, is_interval, record
+from mixtrain_jax.bounds.undefined import Undefined, explain, undefined
 
 _FEW = 32  # classes, up to which it saves more to leave the label out than it costs to tell the others apart
 
@@ -52,6 +54,13 @@ class Domain:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise BoundsError(f"A bound wants {name} to be a positive integer or None, got {value!r}.")
+
+    def within(self, other: Domain) -> Domain:
+        """As it is where it is part of another: sound if that is, and with that one's limits if it has none."""
+        sound = self.sound or other.sound
+        if self.chunk or self.budget:
+            return dataclasses.replace(self, sound=sound)
+        return dataclasses.replace(self, sound=sound, chunk=other.chunk, budget=other.budget)
 
     def rows_at_a_time(self, tape: Tape) -> int | None:
         """Rows of a backward pass that fit the budget."""
@@ -118,14 +127,14 @@ def _forwards(op: Op, rule: rules.Rule, operands: list[rules.Value], sound: bool
     boxes = list(rule.interval(op, inflated))
     errors = rule.rounded(op, operands, boxes) if rule.rounded else [None] * len(boxes)
     boxes = [_widened(box, error) for box, error in zip(boxes, errors, strict=True)]
-    if (least := rule.least(op)) is not None:
-        boxes = [Interval(jnp.maximum(box.lower, least), box.upper) for box in boxes]
-    if inflated is operands:
+    if inflated is not operands:
+        boxes = [_widened(box, jnp.asarray(terms * rounding.tiny(box.dtype), box.dtype)) for box in boxes]
+    if rule.limits is None or not all(map(rules.is_float, op.outputs)):
         return boxes
-    return [_widened(box, jnp.asarray(terms * rounding.tiny(box.dtype), box.dtype)) for box in boxes]
+    return [rounding.within(box, rule.limits(op, operands)) for box in boxes]
 
 
-def _widened(box: Interval, error: jax.Array | None) -> Interval:
+def _widened(box: Interval, error: rounding.Error | jax.Array | None) -> Interval:
     if error is None or not jnp.issubdtype(box.dtype, jnp.floating):
         return box
     return rounding.widen(box, error)
@@ -148,7 +157,7 @@ def slack(op: Op, relaxation: Relaxation, known: Analysis, uses: Sequence[int]) 
         scale = op.bind(*(rounding.magnitude(x) if _is_floating(x) else x for x in operands))
     else:
         scale = tuple(map(rounding.magnitude, boxes))
-    errors = rule.rounded(op, operands, boxes) if rule.rounded else (0.0,) * len(boxes)
+    errors = map(rounding.largest, rule.rounded(op, operands, boxes)) if rule.rounded else (0.0,) * len(boxes)
     offsets = [side.offsets or (0.0,) * len(boxes) for side in relaxation[:2]]
     dtype = rounding.coarsest(*(ref.dtype for ref in (*op.refs, *op.outputs)))
     return tuple(
@@ -216,7 +225,7 @@ def tightened(tape: Tape, known: Analysis, ref: Ref, domain: Domain, needed: jax
         return box
     size, chunk = math.prod(ref.shape), domain.rows_at_a_time(tape)
     if (bound := windows.tightened(tape, known, ref, domain.sound, chunk)) is not None:
-        return intersect(box, bound)
+        return refined(box, bound)
 
     def entry(i: jax.Array) -> Interval:
         seed = (jnp.arange(size) == i).astype(ref.dtype).reshape(ref.shape)
@@ -226,7 +235,7 @@ def tightened(tape: Tape, known: Analysis, ref: Ref, domain: Domain, needed: jax
         bound = map_rows(entry, jnp.arange(size), chunk)
     else:
         bound = _map_needed(entry, needed.reshape(-1), box, chunk)
-    return intersect(box, jax.tree.map(lambda x: x.reshape(ref.shape), bound))
+    return refined(box, jax.tree.map(lambda x: x.reshape(ref.shape), bound))
 
 
 def _map_needed(f: Callable[[jax.Array], Interval], needed: jax.Array, box: Interval, chunk: int) -> Interval:
@@ -264,7 +273,7 @@ def linear(tape: Tape, known: Analysis, rows: Linear, domain: Domain) -> Interva
         return map_rows(lambda row: pull(tape, part, row, domain.sound), rows, domain.rows_at_a_time(tape))
 
     folded = bound([None] * len(known.relaxations))
-    return intersect(folded, bound(known.relaxations)) if any(known.relaxations) else folded
+    return refined(folded, bound(known.relaxations)) if any(known.relaxations) else folded
 
 
 @jax.tree_util.register_dataclass
@@ -308,12 +317,16 @@ class Bounded:
           The outputs of `f`, every array an `Interval` of its shape.
 
         Raises:
-          BoundsError: where an interval is malformed, or no argument is one.
+          BoundsError: where an interval is malformed or no argument is one; and where a bound is NaN, with the operation
+            and the line in which NaN arises. Under `jit` and `vmap`, where values are not known, it is returned and
+            proves nothing.
           UnsupportedPrimitiveError: where an interval meets a primitive that has no rule for it.
         """
         tape = self._record(args)
         analyses = self._analyses(tape)
-        return jax.tree.unflatten(tape.out_tree, [_box(tape, analyses, out) for out in tape.outputs])
+        bounds = [_box(tape, analyses, out) for out in tape.outputs]
+        _refuse_nan(bounds, tape, analyses)
+        return jax.tree.unflatten(tape.out_tree, bounds)
 
     def rows(self, rows: jax.Array, *args: Any) -> Interval:
         """Bound the linear functions `sum(rows[i] * f(*args))`, folded into the affine maps that end `f`.
@@ -379,7 +392,10 @@ class Bounded:
         return jax.tree.map(others, bound) if many else bound
 
     def _best_of(self, tape: Tape, rows: Linear) -> Interval:
-        return _best([way.finish(tape, known, rows, way.domain) for way, known in self._analyses(tape)])
+        analyses = self._analyses(tape)
+        bound = _best([way.finish(tape, known, rows, way.domain) for way, known in analyses])
+        _refuse_nan([bound], tape, analyses)
+        return bound
 
     def coefficients(self, rows: jax.Array, x: Interval) -> tuple[Interval, Sides]:
         """As `rows` for one input, with the coefficients of the linear functions of it that bound each row.
@@ -442,6 +458,20 @@ class Bounded:
                 found.extend(Hidden(op.primitive.name, op.source(), known.boxes[r.index], unstable) for r in op.refs)
         return found
 
+    def undefined(self, *args: Any) -> list[Undefined]:
+        """Every operation, in the order of the computation, with whether NaN arises in it.
+
+        `bounds.explain` says what that means. Works under `jit` and `vmap` too, where a NaN bound raises no error.
+
+        Args:
+          *args: as for a call.
+
+        Raises:
+          BoundsError: where an interval is malformed.
+        """
+        tape = self._record(args)
+        return undefined(tape, self._analyses(tape)[0][1])
+
     def _record(self, args: Sequence[Any]) -> Tape:
         if not any(is_interval(leaf) for leaf in jax.tree.leaves(args, is_leaf=is_interval)):
             raise BoundsError(
@@ -459,6 +489,40 @@ class Bounded:
         return [(self, analyse(tape, self.domain, [known for _, known in alone])), *alone]
 
 
+def _refuse_nan(bounds: Sequence[Interval], tape: Tape, analyses: Sequence[tuple[Bounded, Analysis]]) -> None:
+    """Raise where a bound has a value and that is NaN."""
+    ends = [concrete(end) for bound in bounds for end in (bound.lower, bound.upper)]
+    values = [end for end in ends if end is not None]
+    if len(values) < len(ends) or not any(np.isnan(end).any() for end in values):
+        return
+    raise BoundsError(f"The bound is NaN. {explain(undefined(tape, analyses[0][1]))}")
+
+
+def joined(
+    f: Callable[..., Any],
+    domain: Domain,
+    methods: Sequence[Callable[[Callable[..., Any]], Bounded]],
+    finish: Callable[[Tape, Analysis, Linear, Domain], Interval] = linear,
+) -> Bounded:
+    """A way of bounding `f` whose boxes are intersected with those of other methods.
+
+    What holds of it must hold of all it uses: the other methods are sound where it is, and take no more memory.
+
+    Raises:
+      BoundsError: where another method is none.
+    """
+    if not isinstance(methods, Sequence):
+        raise BoundsError(f"intersect wants a tuple of methods, such as (mt.symbolic,), got {methods!r}.")
+    others: list[Bounded] = []
+    for method in methods:
+        way = method(f) if callable(method) else None
+        if not isinstance(way, Bounded):
+            raise BoundsError(f"intersect wants methods such as mt.ibp and mt.symbolic, got {method!r}.")
+        ways = (dataclasses.replace(way, others=()), *way.others)
+        others.extend(dataclasses.replace(each, domain=each.domain.within(domain)) for each in ways)
+    return Bounded(f, domain, tuple(others), finish)
+
+
 def _of_rows(ref: Ref, rows: jax.Array) -> Linear:
     return Linear({ref.index: rows}, jnp.zeros(len(rows), rows.dtype))
 
@@ -469,7 +533,8 @@ def _exact_rows(rows: jax.Array, out: jax.Array, sound: bool) -> Interval:
     if not sound:
         return Interval(value, value)
     sizes = jnp.tensordot(jnp.abs(rows), jnp.abs(out), axes=jnp.ndim(out), precision=jax.lax.Precision.HIGHEST)
-    return rounding.widen(Interval(value, value), rounding.gamma(jnp.size(out), rows.dtype) * sizes)
+    error = rounding.gamma(jnp.size(out), rows.dtype) * sizes + jnp.size(out) * rounding.tiny(rows.dtype)
+    return rounding.widen(Interval(value, value), error.astype(value.dtype))
 
 
 def _box(tape: Tape, analyses: Sequence[tuple[Bounded, Analysis]], out: Operand) -> Interval:
@@ -484,7 +549,7 @@ def _finished(tape: Tape, way: Bounded, known: Analysis, out: Ref) -> Interval:
         size = math.prod(out.shape)
         rows = jnp.eye(size, dtype=out.dtype).reshape(size, *out.shape)
         bound = way.finish(tape, known, _of_rows(out, rows), way.domain)
-        return intersect(known.boxes[out.index], jax.tree.map(lambda x: x.reshape(out.shape), bound))
+        return refined(known.boxes[out.index], jax.tree.map(lambda x: x.reshape(out.shape), bound))
     if way.domain.slopes or known.reach[out.index] is Reach.ROUND:
         return tightened(tape, known, out, way.domain)
     return known.boxes[out.index]

@@ -22,7 +22,7 @@ from mixtrain_jax.bounds.curves import Curve
 from mixtrain_jax.bounds.elementwise import curve_rule
 from mixtrain_jax.bounds.interval import Interval, concrete
 from mixtrain_jax.bounds.relaxations import Slopes
-from mixtrain_jax.bounds.rules import Affine, Arrays, Relaxation, Rule, Value, register
+from mixtrain_jax.bounds.rules import Affine, Arrays, Errors, Relaxation, Rule, Value, register
 from mixtrain_jax.bounds.tape import Op, Operand, Ref, reference
 
 
@@ -296,16 +296,25 @@ def _sizes(x: Interval, planes: _Planes, axis: tuple[int, ...]) -> jax.Array:
     return size + 4 * weighted + 2 * (jnp.abs(planes.lower_offset) + jnp.abs(planes.upper_offset)) + 1
 
 
-def _rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Arrays:
+def _rounded(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Errors:
     """Exponents are off by roundings of their size, sums by their number; a probability by as much of itself, or 1."""
     x, (out,) = _box(operands), outputs
     n, _ = _terms(op)
     error = rounding.gamma(n + rounding.ELEMENTARY, out.dtype)
     size = rounding.magnitude(_within_reach(x, _axes(op))).max(_axes(op), keepdims=True)
     if op.primitive is _SOFTMAX:
-        return (error * jnp.minimum(out.upper * (1 + 2 * size), 2) + rounding.tiny(out.dtype),)
+        most = (
+            error * jnp.minimum(end * (1 + 2 * size), 2) + rounding.tiny(out.dtype) for end in (out.lower, out.upper)
+        )
+        return (rounding.Error(*most),)
     size = jnp.broadcast_to(size, x.shape) if out.shape == x.shape else size.reshape(out.shape)
     return (error * (1 + 2 * size + jnp.where(jnp.isinf(out.lower), 0, rounding.magnitude(out))),)
+
+
+def _limits(op: Op, operands: Sequence[Value]) -> Interval:
+    (out,) = op.outputs
+    below, above = (jnp.asarray(op.primitive is not known) for known in (_SOFTMAX, _LOG_SOFTMAX))
+    return rounding.one_sided(below, above, out.dtype)
 
 
 def _terms(op: Op) -> tuple[int, int]:
@@ -320,7 +329,15 @@ for _primitive, _interval, _relaxed in (
     (_LOGSUMEXP, _interval_of_logsumexp, _relax_logsumexp),
 ):
     register(
-        Rule("log-sum-exp", _interval, relax=_relaxed, rounded=_rounded, terms=_terms, way="planes of log-sum-exp"),
+        Rule(
+            "log-sum-exp",
+            _interval,
+            relax=_relaxed,
+            rounded=_rounded,
+            terms=_terms,
+            limits=_limits,
+            way="planes of log-sum-exp",
+        ),
         _primitive,
     )
 

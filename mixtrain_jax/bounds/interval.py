@@ -62,8 +62,20 @@ class Ball(Interval):
 
 
 def intersect(a: Interval, b: Interval) -> Interval:
-    """Box of the values in both: sound whenever both `a` and `b` are."""
-    return Interval(jnp.maximum(a.lower, b.lower), jnp.minimum(a.upper, b.upper))
+    """Box of the values in both: sound whenever both `a` and `b` are. An end that is NaN says nothing."""
+    lower = jnp.where(jnp.isnan(a.lower), b.lower, a.lower)
+    upper = jnp.where(jnp.isnan(a.upper), b.upper, a.upper)
+    return refined(Interval(lower, upper), b)
+
+
+def refined(box: Interval, bound: Interval) -> Interval:
+    """A box without what a bound of the same values rules out.
+
+    Where the box is NaN the values may not exist, and no bound changes that. A bound that is NaN overflowed.
+    """
+    lower = jnp.where(jnp.isnan(bound.lower), box.lower, bound.lower)
+    upper = jnp.where(jnp.isnan(bound.upper), box.upper, bound.upper)
+    return Interval(jnp.maximum(box.lower, lower), jnp.minimum(box.upper, upper))
 
 
 def linf_ball(x: ArrayLike, eps: ArrayLike, domain: tuple[float, float] | None = None) -> Interval:

@@ -35,6 +35,21 @@ def _mul(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -
     return (lambda x, _: lax.square(x)) if x is not None and x is y else None
 
 
+def _dot(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
+    """The inner product of a vector with itself is a sum of squares."""
+    x, y = refs
+    (contracted, of_y), (batch, batch_of_y) = params["dimension_numbers"]
+    same = x is not None and x is y and (contracted, batch) == (of_y, batch_of_y)
+    if not same or len(contracted) + len(batch) != len(x.shape):
+        return None
+
+    def squares(x: jax.Array, _: Any) -> jax.Array:
+        x = jnp.transpose(x, (*batch, *contracted)).astype(params["preferred_element_type"] or x.dtype)
+        return lax.square(x).sum(tuple(range(len(batch), x.ndim)))
+
+    return squares
+
+
 def _div(params: dict[str, Any], operands: Sequence[Any], refs: Sequence[Any]) -> Function | None:
     return (lambda x, y: x * lax.integer_pow(y, -1)) if refs[1] is not None else None
 
@@ -102,6 +117,7 @@ def _along_dimensions(reduce: Callable[..., jax.Array]) -> Callable[..., Functio
 
 _LOWERINGS: dict[Primitive, Callable[..., Function | None]] = {
     primitives.mul_p: _mul,
+    primitives.dot_general_p: _dot,
     primitives.div_p: _div,
     primitives.pow_p: _pow,
     primitives.max_p: _neutral(-np.inf),

@@ -15,6 +15,7 @@ from mixtrain_jax.bounds.independence import check_independent, read_batch
 from mixtrain_jax.bounds.interval import Ball, Interval, check, concrete
 from mixtrain_jax.bounds.loops import largest_array, map_rows
 from mixtrain_jax.bounds.symbolic import Method
+from mixtrain_jax.bounds.undefined import explain
 
 # Bytes of one array that stay close to a core, with some others of its size; and the fewest examples that are worth a
 # pass over all weights, and over their gradients. Forwards, and where each example has many rows.
@@ -50,7 +51,8 @@ def margins(
 
     Raises:
       BoundsError: (the returned function) where labels are not integers, don't fit the ball or are no class of `f`;
-        where `f` mixes the images of a batch, as its jaxpr says, or the logits of some images where the jaxpr doesn't.
+        where `f` mixes the images of a batch, as its jaxpr says, or the logits of some images where the jaxpr doesn't;
+        and, outside `jit`, where a margin is NaN, with the operation and the line in which NaN arises.
     """
 
     def bounded(ball: Interval, labels: ArrayLike) -> jax.Array:
@@ -80,7 +82,15 @@ def margins(
 
         if labels.ndim == 0:
             return example(ball, labels, f)
-        return map_rows(lambda row: example(row[0], row[1], lambda v: f(v[None])[0]), (ball, labels), group)
+        of_one = lambda v: f(v[None])[0]  # noqa: E731
+        found = map_rows(lambda row: example(row[0], row[1], of_one), (ball, labels), group)
+        if (numbers := concrete(found)) is not None and np.isnan(numbers).any():
+            first = int(np.isnan(numbers).any(-1).argmax())
+            raise BoundsError(
+                f"The margins of example {first} are NaN (of {np.isnan(numbers).any(-1).sum()} of {len(numbers)}). "
+                + explain(method(of_one).undefined(jax.tree.map(lambda x: x[first], ball)))
+            )
+        return found
 
     return bounded
 

@@ -8,7 +8,7 @@ times that, because the bound itself is computed in the same arithmetic. `docs/f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,13 @@ from mixtrain_jax.bounds.interval import Interval
 
 # Elementary functions (exp, tanh, ...) are assumed to be computed to this many units of roundoff, 4 in the last place.
 ELEMENTARY = 8
+
+
+class Error(NamedTuple):
+    """How far rounding may move a value below the lower end of its box, and above the upper end: `[...]` each."""
+
+    lower: jax.Array
+    upper: jax.Array
 
 
 def unit(dtype: Any) -> float:
@@ -49,25 +56,45 @@ def magnitude(x: Interval | jax.Array) -> jax.Array:
     return jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)) if isinstance(x, Interval) else jnp.abs(x)
 
 
-def once(out: Interval, units: float | jax.Array = 2) -> jax.Array:
-    """Error of a result that is rounded `units` times."""
+def once(out: Interval, units: float | jax.Array = 2) -> Error:
+    """Error of a result that is rounded `units` times: relative to the result, so each end moves by its own size."""
     if not jnp.issubdtype(out.dtype, jnp.floating):
-        return jnp.zeros(out.shape)
-    return (2 * units) * unit(out.dtype) * magnitude(out) + tiny(out.dtype)
+        return Error(jnp.zeros(out.shape), jnp.zeros(out.shape))
+    return Error(*((2 * units) * unit(out.dtype) * jnp.abs(end) + tiny(out.dtype) for end in (out.lower, out.upper)))
 
 
-def widen(box: Interval, error: jax.Array) -> Interval:
+def largest(error: Error | jax.Array) -> jax.Array:
+    """A number above the error of every value in the box."""
+    return jnp.maximum(*error) if isinstance(error, Error) else error
+
+
+def widen(box: Interval, error: Error | jax.Array) -> Interval:
     """The box and what is within `error` of it."""
-    return Interval(box.lower - error, box.upper + error)
+    below, above = error if isinstance(error, Error) else (error, error)
+    return Interval(box.lower - below, box.upper + above)
+
+
+def within(box: Interval, limits: Interval) -> Interval:
+    """The box without what no value can be."""
+    return Interval(jnp.maximum(box.lower, limits.lower), jnp.minimum(box.upper, limits.upper))
+
+
+def one_sided(below: jax.Array, above: jax.Array, dtype: Any) -> Interval:
+    """The numbers >= 0 where nothing is below 0, those <= 0 where nothing is above, all of them elsewhere."""
+    zero, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+    return Interval(jnp.where(below, -infinite, zero), jnp.where(above, infinite, zero))
 
 
 def inflate(box: Interval, n: int) -> Interval:
     """A box so much wider that a linear map of it holds what sums of `n` products make of the box in any order.
 
     With `x` in the box and `W` the map, the sum is within `gamma(n) |W| |x|` of `W x`: that of another point whose
-    distance from `x` is `gamma(n) |x|` entry by entry. This spares the map of absolute values the error would need.
+    distance from `x` is `gamma(n) |x|` entry by entry, and which has its signs. This spares the map of absolute values
+    that the error would need.
     """
-    return widen(box, gamma(2 * n, box.dtype) * magnitude(box) + tiny(box.dtype))
+    share, least = gamma(2 * n, box.dtype), tiny(box.dtype)
+    wider = widen(box, Error(*(share * jnp.abs(end) + least for end in (box.lower, box.upper))))
+    return within(wider, one_sided(~(box.lower >= 0), ~(box.upper <= 0), box.dtype))
 
 
 def total(a: jax.Array, b: jax.Array) -> jax.Array:

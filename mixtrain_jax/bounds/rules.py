@@ -26,6 +26,7 @@ from mixtrain_jax.bounds.tape import Op, Ref
 
 Value = Interval | jax.Array
 Arrays = tuple[jax.Array, ...]
+Errors = Sequence[rounding.Error | jax.Array]
 
 
 class Affine(NamedTuple):
@@ -43,7 +44,7 @@ class Relaxation(NamedTuple):
     scale: Arrays | None = None  # sum of the sizes of their terms, one an output: what rounding errors are relative to
 
 
-def rounded_once(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Arrays:
+def rounded_once(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Errors:
     """Rounding errors of an op whose outputs are each rounded once."""
     return tuple(map(rounding.once, outputs))
 
@@ -66,10 +67,12 @@ class Rule:
       homogeneous: 0 maps to 0 whatever the exact operands are, so an affine op has no offset.
       entrywise: every output entry depends on one input entry, when there is one interval operand.
       rounded: `(op, operands, intervals) -> errors`, how far an output of the op in floating point may be from its
-        exact value, beyond the sums that `terms` counts; None for ops that move and compare but never compute.
+        exact value, beyond the sums that `terms` counts: an array, or a `rounding.Error` where the ends of a box
+        differ; None for ops that move and compare but never compute.
       terms: `op -> (n, m)`: numbers of products that an output sums, and that the transpose of the op sums.
       stable: `(op, operands) -> array`, where a relaxation is exact already, so that tighter boxes are of no use.
-      least: `op -> number`, below which no output is, in floating point either; None where there is no such number.
+      limits: `(op, operands) -> interval` that no output leaves however it is rounded, such as that of the numbers
+        above 0 for a sum of numbers above 0; None where nothing is known.
       tunable: `relax` also takes an array of slopes in [0, 1], of the output's shape.
       way: what the relaxation is, in the words of the coverage table.
     """
@@ -80,10 +83,10 @@ class Rule:
     relax: Callable[[Op, Sequence[Value], Slopes], Relaxation | None] | None = None
     homogeneous: bool = False
     entrywise: bool = False
-    rounded: Callable[[Op, Sequence[Value], Sequence[Interval]], Arrays] | None = rounded_once
+    rounded: Callable[[Op, Sequence[Value], Sequence[Interval]], Errors] | None = rounded_once
     terms: Callable[[Op], tuple[int, int]] = lambda op: (1, 1)
     stable: Callable[[Op, Sequence[Value]], jax.Array] | None = None
-    least: Callable[[Op], float | None] = lambda op: None
+    limits: Callable[[Op, Sequence[Value]], Interval] | None = None
     tunable: bool = False
     way: str = ""
 
@@ -195,7 +198,10 @@ def _neg(op: Op, operands: Sequence[Value]) -> list[Interval]:
 
 
 def _bilinear(op: Op, operands: Sequence[Value]) -> list[Interval]:
-    """Center and radius through a product; with both sides uncertain, Rump's formula (BIT 39, 1999, eq. 3.2)."""
+    """Center and radius through a product; with both sides uncertain, Rump's formula (BIT 39, 1999, eq. 3.2).
+
+    Of factors that are known to be no less than 0, the ends: what is large does not round off what is small.
+    """
     if not all(map(is_float, op.refs)):
         raise unsupported(op, "an operand is an interval of integers, and only floating ones are handled")
     x, y = operands
@@ -203,7 +209,15 @@ def _bilinear(op: Op, operands: Sequence[Value]) -> list[Interval]:
         center = op.bind(x.center, y.center)
         spread = (op.bind(jnp.abs(x.center), y.radius), op.bind(x.radius, jnp.abs(y.center) + y.radius))
         radius = tuple(a + b for a, b in zip(*spread, strict=True))
-    elif isinstance(x, Interval):
+        positive = jnp.all(x.lower >= 0) & jnp.all(y.lower >= 0)
+        return [
+            Interval(jnp.where(positive, ends.lower, c - r), jnp.where(positive, ends.upper, c + r))
+            for ends, c, r in zip(endpoints(op, operands), center, radius, strict=True)
+        ]
+    weights = concrete(_array(y if isinstance(x, Interval) else x))
+    if weights is not None and np.all(weights >= 0):
+        return endpoints(op, operands)
+    if isinstance(x, Interval):
         center, radius = op.bind(x.center, y), _spread(op, x.radius, _array(y))
     else:
         center, radius = op.bind(x, _interval(y).center), op.bind(jnp.abs(_array(x)), _interval(y).radius)
@@ -214,6 +228,49 @@ def _spread(op: Op, radius: jax.Array, weights: jax.Array) -> Arrays:
     if op.primitive is primitives.dot_general_p:
         return (times_absolute(radius, weights, **op.params),)
     return op.bind(radius, jnp.abs(weights))
+
+
+def _limits_of_sum(op: Op, operands: Sequence[Value]) -> Interval:
+    """Sums of numbers of one sign have that sign: what there is of the other adds up to nothing."""
+
+    def total(end: Callable[[Value], jax.Array], part: Callable[..., jax.Array]) -> jax.Array:
+        ends = map(end, operands)
+        (out,) = op.bind(*(part(x, 0) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in ends))
+        return out
+
+    (out,) = op.outputs
+    below, above = total(lower_end, jnp.minimum), total(upper_end, jnp.maximum)
+    return rounding.one_sided(~(below >= 0), ~(above <= 0), out.dtype)
+
+
+def _limits_of_addition(op: Op, operands: Sequence[Value]) -> Interval:
+    """To add a number >= 0 takes nothing away: rounding keeps order."""
+    (x, left), (y, right) = ((lower_end(v), upper_end(v)) for v in operands)
+    lower = jnp.maximum(jnp.where(y >= 0, x, -jnp.inf), jnp.where(x >= 0, y, -jnp.inf))
+    return Interval(lower, jnp.minimum(jnp.where(right <= 0, left, jnp.inf), jnp.where(left <= 0, right, jnp.inf)))
+
+
+def _limits_of_difference(op: Op, operands: Sequence[Value]) -> Interval:
+    x, y = operands
+    (out,) = op.outputs
+    sign = rounding.one_sided(~(lower_end(x) >= upper_end(y)), ~(upper_end(x) <= lower_end(y)), out.dtype)
+    return rounding.within(_limits_of_addition(op, [x, _negated(y)]), sign)
+
+
+def _limits_of_product(op: Op, operands: Sequence[Value]) -> Interval:
+    """Signs of factors, entry by entry, or of sums of products those of whole operands; so too of quotients."""
+    x, y = operands
+    (out,) = op.outputs
+    combine = (lambda sign: sign) if op.primitive in (primitives.mul_p, primitives.div_p) else jnp.all
+    (x_up, x_down), (y_up, y_down) = ((combine(lower_end(v) >= 0), combine(upper_end(v) <= 0)) for v in (x, y))
+    return rounding.one_sided(~((x_up & y_up) | (x_down & y_down)), ~((x_up & y_down) | (x_down & y_up)), out.dtype)
+
+
+def limits_of_sign(op: Op, operands: Sequence[Value], root: float = 0.0) -> Interval:
+    """Of what never decreases and is 0 at the root."""
+    (x,) = (operand for operand in operands if isinstance(operand, Interval))
+    (out,) = op.outputs
+    return rounding.one_sided(~(x.lower >= root), ~(x.upper <= root), out.dtype)
 
 
 def _mul(op: Op, operands: Sequence[Value]) -> list[Interval]:
@@ -566,6 +623,10 @@ def _rem(op: Op, operands: Sequence[Value]) -> list[Interval]:
     return [Interval(jnp.maximum(lower, jnp.minimum(x.lower, 0)), jnp.minimum(upper, jnp.maximum(x.upper, 0)))]
 
 
+def _limits_of_remainder(op: Op, operands: Sequence[Value]) -> Interval:
+    return limits_of_sign(op, operands[:1])
+
+
 def _sort(op: Op, operands: Sequence[Value]) -> list[Interval]:
     if len(operands) != 1:
         raise unsupported(op, "it sorts by an interval what belongs to it, and which is where is not known")
@@ -590,12 +651,14 @@ for _name in ("split_p", "stack_p", "unstack_p", "tile_p"):  # only some version
     if hasattr(jax.lax, _name):
         register(_COPIES, getattr(jax.lax, _name))
 register(
-    Rule("sum", endpoints, _always, terms=_sums),
+    Rule("sum", endpoints, _always, terms=_sums, limits=_limits_of_sum),
     primitives.reduce_sum_p,
     primitives.reduce_window_sum_p,
     primitives.cumsum_p,
 )
-register(Rule("structural", _convert, _always, entrywise=True), primitives.convert_element_type_p)
+register(
+    Rule("structural", _convert, _always, entrywise=True, limits=limits_of_sign), primitives.convert_element_type_p
+)
 register(
     Rule(
         "structural", _select, _affine_select, _relax_select, rounded=None, way="the case that is certain, or the box"
@@ -607,18 +670,21 @@ register(Rule("structural", _gather, _always, rounded=None, terms=_any_copies), 
 register(Rule("structural", _gather, _always, homogeneous=True, rounded=None), primitives.dynamic_slice_p)
 register(Rule("structural", _update, _always, rounded=None), primitives.dynamic_update_slice_p)
 register(Rule("structural", _scatter, _always, rounded=None), primitives.scatter_p)
-register(Rule("sum", _scatter, _always, terms=_additions), primitives.scatter_add_p)
+register(Rule("sum", _scatter, _always, terms=_additions, limits=_limits_of_sum), primitives.scatter_add_p)
 register(Rule("structural", endpoints, relax=_relax_identity, entrywise=True, rounded=None), primitives.stop_gradient_p)
-register(Rule("sum", endpoints, _always, entrywise=True), primitives.add_p, primitives.add_jaxvals_p)
-register(Rule("sum", _sub, _always, entrywise=True), primitives.sub_p)
+register(
+    Rule("sum", endpoints, _always, entrywise=True, limits=_limits_of_addition),
+    primitives.add_p,
+    primitives.add_jaxvals_p,
+)
+register(Rule("sum", _sub, _always, entrywise=True, limits=_limits_of_difference), primitives.sub_p)
 register(Rule("sum", _neg, _always, entrywise=True, rounded=None), primitives.neg_p)
 _BILINEAR = "McCormick planes at the centers"
+_PRODUCT = Rule("product", _mul, _one_ref, _relax_bilinear, homogeneous=True, limits=_limits_of_product, way=_BILINEAR)
+register(dataclasses.replace(_PRODUCT, entrywise=True), primitives.mul_p)
+register(dataclasses.replace(_PRODUCT, interval=_div, relax=None, entrywise=True, way=""), primitives.div_p)
 register(
-    Rule("product", _mul, _one_ref, _relax_bilinear, homogeneous=True, entrywise=True, way=_BILINEAR), primitives.mul_p
-)
-register(Rule("product", _div, _one_ref, homogeneous=True, entrywise=True), primitives.div_p)
-register(
-    Rule("product", _bilinear, _one_ref, _relax_bilinear, homogeneous=True, terms=_products, way=_BILINEAR),
+    dataclasses.replace(_PRODUCT, interval=_bilinear, terms=_products),
     primitives.dot_general_p,
     primitives.conv_general_dilated_p,
 )
@@ -661,8 +727,8 @@ register(
     primitives.round_p,
     primitives.sign_p,
 )
-register(Rule("step", _rem, entrywise=True), primitives.rem_p)
-register(Rule("monotone", endpoints, entrywise=True), primitives.reduce_precision_p)
+register(Rule("step", _rem, entrywise=True, limits=_limits_of_remainder), primitives.rem_p)
+register(Rule("monotone", endpoints, entrywise=True, limits=limits_of_sign), primitives.reduce_precision_p)
 register(Rule("monotone", _sort, rounded=None), primitives.sort_p)
 register(
     Rule("comparison", _compare, entrywise=True, rounded=None),

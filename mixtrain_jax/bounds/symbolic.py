@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mixtrain_jax.bounds.engine import Bounded, Domain
+from mixtrain_jax.bounds.engine import Bounded, Domain, joined
 
 Method = Callable[[Callable[..., Any]], Bounded]
 
@@ -31,14 +31,15 @@ def symbolic(
       budget: bytes that rows may take, from which `chunk` follows; for a call that is not under `jax.vmap`.
       sound: as for `ibp`.
       intersect: other methods, such as `mt.ibp` or `mt.crown`. Every box is then the intersection of those of all
-        methods, and the result is never looser than that of any of them.
+        methods, and the result is never looser than that of any of them. They are sound where this one is, and have
+        its `chunk` and `budget` where they have none of their own.
 
     Returns:
       As `ibp` does. Functions of a batch are best bounded one example at a time under `jax.vmap`, because every entry
       of the output is a row that is pulled back through the whole batch.
 
     Raises:
-      BoundsError: where `chunk` or `budget` is not a positive integer.
+      BoundsError: where `chunk` or `budget` is not a positive integer, or `intersect` holds anything but methods.
     """
     domain = Domain("parallel", tighten=True, chunk=chunk, budget=budget, sound=sound)
-    return Bounded(f, domain, tuple(method(f) for method in intersect))
+    return joined(f, domain, intersect)

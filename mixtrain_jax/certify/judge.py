@@ -24,7 +24,7 @@ from mixtrain_jax.attacks import (
     pgd,
     standard_attacks,
 )
-from mixtrain_jax.bounds import BoundsError, Hidden, Method, crown_ibp
+from mixtrain_jax.bounds import Bounded, BoundsError, Hidden, Method, Undefined, crown_ibp, explain
 from mixtrain_jax.certify import evaluation as evaluation_lib
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.threat import Threat
@@ -140,9 +140,10 @@ def judge(
     layers = []
     for name in [name for name in ("ibp", "crown") if name in chosen and layer_examples]:
         layers += look_at_layers(name, chosen[name], logits_fn, split[:layer_examples], threat)
+    lost = without_bounds(chosen, logits_fn, split, threat, evaluation)
     few = split[:_LOOKED_AT].floats()
     signs = flags(logits_fn, jnp.asarray(few.images), jnp.asarray(few.labels), broken_by=evaluation.broken_by)
-    doubts = [*threat.doubts(split.images.shape[1:]), *overflows(evaluation), *signs, *gaps(evaluation)]
+    doubts = [*threat.doubts(split.images.shape[1:]), *overflows(evaluation), *signs, *gaps(evaluation), *lost]
     return Judgement(evaluation, curve, layers, doubts)
 
 
@@ -210,6 +211,28 @@ def overflows(evaluation: Evaluation) -> list[str]:
     return [
         f"overflow: logits of {count} of the {len(evaluation.predictions)} images are NaN or infinite. They count as "
         "misclassified; look for weights or normalizations that overflow float32."
+    ]
+
+
+def without_bounds(
+    methods: Mapping[str, Method], logits_fn: LogitsFn, split: Split, threat: Threat, evaluation: Evaluation
+) -> list[str]:
+    """Where the bounds of images become NaN, in words, if no method has a bound of them."""
+    lost = np.flatnonzero(evaluation.clean & np.isneginf(evaluation.margin))
+    if not methods or not lost.size:
+        return []
+    name, method = list(methods.items())[-1]
+    image = jnp.asarray(split[lost[:1]].floats().images)
+
+    def undefined(image: jax.Array) -> list[Undefined]:
+        balls = threat.ball(image, jnp.full(1, threat.eps, image.dtype))
+        return method(lambda x: logits_fn(x[None])[0]).undefined(jax.tree.map(lambda x: x[0], balls))
+
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(undefined)(image)
+    return [
+        f"{len(lost)} of {len(split)} images have no bound by any method. That of {name} of image {lost[0]} is NaN or "
+        f"infinite. {explain(found)}"
     ]
 
 

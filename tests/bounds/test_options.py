@@ -214,6 +214,42 @@ def test_intersections_are_never_looser_than_any_of_them(seed: int) -> None:
         assert np.all((joined.lower <= values) & (values <= joined.upper))
 
 
+@pytest.mark.parametrize("outer", [mt.crown, mt.crown_ibp, mt.symbolic, functools.partial(mt.alpha_crown, steps=1)])
+def test_what_is_sound_has_sound_parts(outer: bounds.Method) -> None:
+    """Real arithmetic gives 0, floating point does not."""
+
+    def f(x: jax.Array) -> jax.Array:
+        return ((x + 1e4) - 1e4) - x
+
+    inner = (mt.symbolic, functools.partial(mt.crown, intersect=(mt.ibp, functools.partial(mt.alpha_crown, steps=1))))
+    ball = mt.Interval(jnp.full(1, 0.1), jnp.full(1, 0.1003))
+    deployed = np.asarray(f(jnp.linspace(0.1, 0.1003, 1000)))
+    assert deployed.max() - deployed.min() > 8e-4
+    way = functools.partial(outer, sound=True, intersect=inner)(f)
+    assert len(way.others) == 4
+    assert all(other.domain.sound for other in way.others)
+    for bound in (jit(way)(ball), jit(lambda b: way.rows(jnp.ones((1, 1)), b))(ball)):
+        assert bound.lower[0] <= deployed.min()
+        assert deployed.max() <= bound.upper[0]
+
+
+def test_parts_take_no_more_memory_than_the_whole() -> None:
+    own = functools.partial(mt.symbolic, budget=7)
+    way = mt.crown(jnp.sin, chunk=3, intersect=(mt.symbolic, own, functools.partial(mt.crown_ibp, intersect=(own,))))
+    assert [(other.domain.chunk, other.domain.budget) for other in way.others] == [
+        (3, None),
+        (None, 7),
+        (3, None),
+        (None, 7),
+    ]
+
+
+def test_only_methods_are_joined() -> None:
+    for wrong in (mt.ibp, ("crown",), (lambda f: f,)):
+        with pytest.raises(mt.BoundsError, match="intersect wants"):
+            mt.crown(jnp.sin, intersect=wrong)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("seed", range(2))
 def test_optimised_slopes_are_never_looser_than_crown_and_get_better(seed: int) -> None:
