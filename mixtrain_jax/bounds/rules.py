@@ -49,6 +49,11 @@ def rounded_once(op: Op, operands: Sequence[Value], outputs: Sequence[Interval])
     return tuple(map(rounding.once, outputs))
 
 
+def accurate_to(units: float) -> Callable[[Op, Sequence[Value], Sequence[Interval]], Errors]:
+    """Rounding errors of ops whose outputs are off by at most so many units of roundoff of their own."""
+    return lambda op, operands, outputs: [rounding.once(out, units) for out in outputs]
+
+
 def never(op: Op) -> bool:
     """Of a rule whose ops are never affine."""
     return False
@@ -111,10 +116,12 @@ def find(op: Op) -> Rule:
         raise unsupported(
             op,
             "there is no rule for it",
-            "If it never decreases in any operand, these lines teach the library interval bounds of it:\n"
+            "If it never decreases in any operand, these lines teach the library interval bounds of it.\n"
+            "  For sound=True say how many units of roundoff the backend may be off by:\n"
             f"    from {_module(op.primitive)} import {op.primitive.name}_p\n"
             "    from mixtrain_jax.bounds import rules\n"
-            f'    rules.register(rules.Rule("monotone", rules.endpoints), {op.primitive.name}_p)',
+            '    rules.register(rules.Rule("monotone", rules.endpoints, rounded=rules.accurate_to(64)), '
+            f"{op.primitive.name}_p)",
         )
     return _REGISTRY[op.primitive]
 

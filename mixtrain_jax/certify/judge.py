@@ -222,18 +222,18 @@ def without_bounds(
     if not methods or not lost.size:
         return []
     name, method = list(methods.items())[-1]
-    image = jnp.asarray(split[lost[:1]].floats().images)
+    way, image = method(lambda x: logits_fn(x[None])[0]), jnp.asarray(split[lost[:1]].floats().images)
 
     def undefined(image: jax.Array) -> list[Undefined]:
         balls = threat.ball(image, jnp.full(1, threat.eps, image.dtype))
-        return method(lambda x: logits_fn(x[None])[0]).undefined(jax.tree.map(lambda x: x[0], balls))
+        return way.undefined(jax.tree.map(lambda x: x[0], balls))
 
+    said = f"{len(lost)} of {len(split)} images have no bound by any method"
+    if not isinstance(way, Bounded):
+        return [f"{said}."]
     with jax.default_matmul_precision("highest"):
         found = jax.jit(undefined)(image)
-    return [
-        f"{len(lost)} of {len(split)} images have no bound by any method. That of {name} of image {lost[0]} is NaN or "
-        f"infinite. {explain(found)}"
-    ]
+    return [f"{said}. That of {name} of image {lost[0]} is NaN or infinite. {explain(found)}"]
 
 
 def gaps(evaluation: Evaluation) -> list[str]:
