@@ -317,9 +317,9 @@ class Bounded:
           The outputs of `f`, every array an `Interval` of its shape.
 
         Raises:
-          BoundsError: where an interval is malformed or no argument is one; and where a bound is NaN, with the operation
-            and the line in which NaN arises. Under `jit` and `vmap`, where values are not known, it is returned and
-            proves nothing.
+          BoundsError: where an interval is malformed or no argument is one; and where a bound is NaN, with the
+            operation and the line in which NaN arises. Under `jit` and `vmap`, where values are not known, it is
+            returned and proves nothing.
           UnsupportedPrimitiveError: where an interval meets a primitive that has no rule for it.
         """
         tape = self._record(args)

@@ -365,8 +365,8 @@ _KNOWN += [
 ]
 
 
-def _of_numbers(make: Callable[..., Curve], *names: str) -> Rule:
-    return curve_rule(lambda op: make(*(op.params[name] for name in names)), steps=8)
+def _of_numbers(make: Callable[..., Curve], *names: str, exact: bool = False) -> Rule:
+    return curve_rule(lambda op: make(*(op.params[name] for name in names)), steps=8, exact=exact)
 
 
 # Roundings are counted in units of the operand and the result, of which a factor far from 1 makes more.
@@ -396,8 +396,11 @@ register_function(
     ("alpha",),
     admits=lambda alpha: 0 < alpha <= _ORDINARY,  # a negative one lets its exponent grow without limit
 )
-register_function("relu6", jax.nn.relu6, curves.clamp(0.0, 6.0))
-register_function("hard_tanh", jax.nn.hard_tanh, curves.clamp(-1.0, 1.0))
+register_function("relu6", jax.nn.relu6, curve_rule(curves.clamp(0.0, 6.0), exact=True))
+register_function("hard_tanh", jax.nn.hard_tanh, curve_rule(curves.clamp(-1.0, 1.0), exact=True))
 register_function(
-    "clip", lambda x, low, high: jnp.clip(x, low, high), _of_numbers(curves.clamp, "low", "high"), ("low", "high")
+    "clip",
+    lambda x, low, high: jnp.clip(x, low, high),
+    _of_numbers(curves.clamp, "low", "high", exact=True),
+    ("low", "high"),
 )

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
+from mixtrain_jax.bounds.engine import Bounded
 from mixtrain_jax.bounds.errors import BoundsError, check_classes, check_labels
 from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.independence import check_independent, read_batch
@@ -84,15 +86,20 @@ def margins(
             return example(ball, labels, f)
         of_one = lambda v: f(v[None])[0]  # noqa: E731
         found = map_rows(lambda row: example(row[0], row[1], of_one), (ball, labels), group)
-        if (numbers := concrete(found)) is not None and np.isnan(numbers).any():
-            first = int(np.isnan(numbers).any(-1).argmax())
-            raise BoundsError(
-                f"The margins of example {first} are NaN (of {np.isnan(numbers).any(-1).sum()} of {len(numbers)}). "
-                + explain(method(of_one).undefined(jax.tree.map(lambda x: x[first], ball)))
-            )
+        _refuse_nan(found, method(of_one), ball)
         return found
 
     return bounded
+
+
+def _refuse_nan(margins: jax.Array, bounded: Any, ball: Interval) -> None:
+    """Raise where a margin has a value and that is NaN."""
+    values = concrete(margins)
+    if values is None or not (lost := np.isnan(values).any(-1)).any():
+        return
+    first = int(lost.argmax())
+    found = bounded.undefined(jax.tree.map(lambda x: x[first], ball)) if isinstance(bounded, Bounded) else []
+    raise BoundsError(f"The margins of example {first} are NaN ({lost.sum()} of {len(values)} are). {explain(found)}")
 
 
 def group_size(method: Method | None, f: Callable[[Any], jax.Array], shape: Sequence[int]) -> int | None:

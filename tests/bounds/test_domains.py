@@ -59,6 +59,7 @@ CASES: dict[str, tuple[Callable[[jax.Array], jax.Array], tuple[Any, Any], tuple[
     "sqrt(x * y / 3)": (lambda x: jnp.sqrt(x[0] * x[1] / 3), ([0.0, 0.0], [1.0, 3.0]), (0, 1)),
     "sqrt(-x * y)": (lambda x: jnp.sqrt(-(x[0] * x[1])), ([-1.0, 0.0], [0.0, 1.0]), (0, 1)),
     "sqrt(clip)": (lambda x: jnp.sqrt(jax.lax.clamp(0.0, x, 1.0)), ([-1.0], [2.0]), (0, 1)),
+    "sqrt(clipped)": (lambda x: jnp.sqrt(jnp.clip(x, 0.0, 1.0)), ([-1.0], [2.0]), (0, 1)),
     "sqrt(log1p(x))": (lambda x: jnp.sqrt(jnp.log1p(x)), ([0.0], [1.0]), (0, np.log(2) ** 0.5)),
     "log(cumsum)": (lambda x: jnp.log(jnp.cumsum(x)[-1]), ([1e-6, 0.0], [1.0, 1e6]), (np.log(1e-6), np.log(1e6 + 1))),
     "log(softmax)": (lambda x: jnp.log(jax.nn.softmax(x)[0]), ([0.0, -9.0], [9.0, 0.0]), (-np.log(2), 0)),

@@ -26,7 +26,7 @@ def test_outside_jit_it_is_an_error(method: mt.bounds.Method) -> None:
     for bound in (method(_logits), lambda b: mt.margins(method, _logits)(b, jnp.array([0, 1]))):
         with pytest.raises(mt.BoundsError, match=LINE):
             bound(ball)
-    with pytest.raises(mt.BoundsError, match=r"example 1 are NaN \(of 1 of 2\)"):
+    with pytest.raises(mt.BoundsError, match=r"example 1 are NaN \(1 of 2 are\)"):
         mt.margins(method, _logits)(ball, jnp.array([0, 1]))
 
 
@@ -56,7 +56,7 @@ def test_the_judge_names_it() -> None:
         methods={"ibp": mt.ibp},
         layer_examples=0,
     )
-    (said,) = [warning for warning in found.warnings if "NaN" in warning]
+    (said,) = [warning for warning in found.warnings if "no bound" in warning]
     assert "1 of 3 images have no bound" in said
     assert "of image 1" in said
     assert "'sqrt'" in said
