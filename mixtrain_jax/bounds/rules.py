@@ -277,7 +277,8 @@ def limits_of_sign(op: Op, operands: Sequence[Value], root: float = 0.0) -> Inte
     """Of what never decreases and is 0 at the root."""
     (x,) = (operand for operand in operands if isinstance(operand, Interval))
     (out,) = op.outputs
-    return rounding.one_sided(~(x.lower >= root), ~(x.upper <= root), out.dtype)
+    at = jnp.asarray(root, x.dtype)
+    return rounding.one_sided(~(x.lower >= at), ~(x.upper <= at), out.dtype)
 
 
 def _mul(op: Op, operands: Sequence[Value]) -> list[Interval]:

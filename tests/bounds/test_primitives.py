@@ -75,7 +75,7 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     "dot_general": [
         lambda x: x @ _w(x),
         lambda x: _w(x).T @ x,
-        lambda x: x @ x,
+        lambda x: x @ (x[::-1] + 0.1),
         lambda x: jnp.tensordot(x, x[::-1] - 0.2, 0),
     ],
     "conv_general_dilated": [
@@ -92,6 +92,7 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     **{name: [getattr(lax, name)] for name in ("exp", "exp2", "expm1", "floor", "logistic", "round", "sign", "sin")},
     **{name: [getattr(lax, name)] for name in ("sinh", "square", "tanh", "sort", "cummax", "cummin")},
     **{f.__name__: [lambda x, f=f: f(x * x + 0.1)] for f in (lax.log, lax.log1p, lax.rsqrt, lax.sqrt)},
+    "erf_inv": [lambda x: lax.erf_inv(0.2 * x)],
     "reduce_max": [lambda x: x.reshape(2, 2).max(1), jnp.max],
     "reduce_min": [lambda x: x.reshape(2, 2).min(0), jnp.min],
     "reduce_window_max": [
