@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,5 @@ def load_model(
         if layout != "declared":
             raise ModelError(f"layout={layout!r} is for ONNX files; {spec} takes images as it is written to.")
         return load_import_path(spec, shape=shape, params=params, per_example=per_example)
-    if Path(spec).is_dir():
-        raise ModelError(f"{spec} is a folder; where it is that of a run, mixtrain_jax.load_run reads its network.")
-    raise ModelError(f"Expected a model as FILE.onnx or package.module:attribute, got {spec!r}.")
+    hint = "; mixtrain_jax.load_run reads the network of a run" if spec and os.path.isdir(spec) else ""
+    raise ModelError(f"Expected a model as FILE.onnx or package.module:attribute, got {spec!r}{hint}.")
