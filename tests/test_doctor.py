@@ -23,7 +23,6 @@ from mixtrain_jax.doctor import examine, show
 from mixtrain_jax.fingerprints import fingerprint
 
 # Where a file is missing, tensorstore answers some reads after Orbax has closed the loop that they were asked from.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 HOST = socket.gethostname()
 IMAGES = 20

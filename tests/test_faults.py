@@ -11,7 +11,6 @@ from mixtrain_jax.config import Config
 from mixtrain_jax.errors import MixtrainError
 
 # Where a file is missing, tensorstore answers some reads after Orbax has closed the loop that they were asked from.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # Case: trials of it that run here. Those of F9 and F16 that train come last and are left to the whole.
 SHORT = {

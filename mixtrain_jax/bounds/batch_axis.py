@@ -138,7 +138,8 @@ class _Walk:
         if name == "shard_map":
             shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
             return self.run(jax.make_jaxpr(sharding.unsharded(eqn.params, CALLS))(*shapes), states, sources)
-        cause = f"'{name}' at {user_line(sources)}"
+        scope = "/".join(filter(None, (str(source.name_stack) for source in reversed(sources))))
+        cause = f"'{name}' at {user_line(sources)}{f', in {scope}' if scope else ''}"
         if eqn.primitive in _CONTROL:
             return _CONTROL[eqn.primitive](self, eqn, states, cause, sources)
         if any(isinstance(state, Lost) for state in states):
@@ -182,7 +183,8 @@ class _Walk:
             if (found := _split(axis, old, new)) is None:
                 return Lost(False, cause)
             pieces += found
-        self.moved = cause
+        if len(pieces) > len(state.axes):
+            self.moved = cause
         return Layout(_merged(pieces))
 
     def scan(self, eqn: Any, states: list[State], cause: str, sources: tuple[Any, ...]) -> list[State]:

@@ -217,7 +217,8 @@ def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Arr
     values[graph.input] = images
     limit, known = _MAX_ENTRIES * max(len(images), 1), 0
     for node in graph.nodes:
-        outputs = _compute(node, [values[name] if name else None for name in node.inputs], graph.output)
+        with jax.named_scope(node.where.rpartition(": ")[2]):
+            outputs = _compute(node, [values[name] if name else None for name in node.inputs], graph.output)
         for name, value in zip(node.outputs, outputs, strict=False):
             known += value.size if is_known(value) else 0
             if value.size > limit or known > _MAX_KNOWN_TOTAL:
