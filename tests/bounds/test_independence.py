@@ -229,3 +229,68 @@ def test_steps_that_rounding_alone_can_tip_are_not_mixing():
 def test_bounds_without_an_interval_are_refused(call):
     with pytest.raises(BoundsError, match=re.escape("None of the arguments is an Interval") + ".*linf_ball"):
         call()
+
+
+def program(rng, n):
+    """A random function of images `[n, 2, 3]` that moves, joins and sums entries along any axes; `[n, any]`."""
+
+    def step(kind, x, seed):
+        rng = np.random.default_rng(seed)
+        axis = int(rng.integers(x.ndim))
+        size = x.shape[axis]
+        match kind:
+            case "transpose":
+                return x.transpose(rng.permutation(x.ndim))
+            case "merge":
+                cut = int(rng.integers(x.ndim))
+                return x.reshape(*x.shape[:cut], -1, *x.shape[cut + 2 :]) if cut + 2 <= x.ndim else x
+            case "split":
+                factor = int(rng.choice([d for d in range(1, size + 1) if size % d == 0]))
+                return x.reshape(*x.shape[:axis], factor, size // factor, *x.shape[axis + 1 :])
+            case "twice":
+                return jnp.concatenate([x, jnp.sin(x)], axis)
+            case "half":
+                return jax.lax.slice_in_dim(x, 0, max(size // 2, 1), axis=axis)
+            case "sum":
+                return x.sum(axis, keepdims=True) + 0 * x if rng.random() < 0.3 else x
+            case "sums":
+                return jnp.cumsum(x, axis) if rng.random() < 0.3 else x
+            case "back":
+                return jnp.flip(x, axis) if rng.random() < 0.5 else x
+            case "matrix":
+                w = np.random.default_rng(seed).normal(size=(x.shape[-1], 3)).astype(np.float32)
+                return x @ w
+            case "square":
+                return x[..., :, None] * x[..., None, :] if x.size < 500 else x
+            case "rows":
+                return jax.lax.map(jnp.tanh, x)
+            case "pick":
+                return jnp.take(x, np.random.default_rng(seed).permutation(size), axis)
+        raise AssertionError(kind)
+
+    kinds = ("transpose", "merge", "split", "twice", "half", "sum", "sums", "back", "matrix", "square", "rows", "pick")
+    chosen = [(str(rng.choice(kinds)), int(rng.integers(2**31))) for _ in range(rng.integers(1, 7))]
+
+    def f(x):
+        for kind, seed in chosen:
+            x = step(kind, x, seed) if x.ndim else x
+        return x.reshape(n, -1) if x.size % n == 0 else jnp.broadcast_to(x.reshape(1, -1), (n, x.size))
+
+    return f
+
+
+def influence(f, x):
+    """Which outputs change with which images, bool `[n, n]`."""
+    f = jax.jit(f)
+    base = np.asarray(f(x))
+    return np.stack([(np.asarray(f(x.at[i].add(0.37))) != base).any(-1) for i in range(len(x))], 1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_verdicts_on_random_programs_are_what_changing_single_images_shows(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.choice([4, 6]))
+    f = program(rng, n)
+    found, _ = batch_dependence(f, jax.ShapeDtypeStruct((n, 2, 3), jnp.float32), alone=False)
+    apart = not (influence(f, jnp.asarray(rng.normal(size=(n, 2, 3)), jnp.float32)) & ~np.eye(n, dtype=bool)).any()
+    assert found.kind == "undecided" or (found.kind == "independent") == apart
