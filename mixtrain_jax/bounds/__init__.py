@@ -3,9 +3,9 @@
 from mixtrain_jax.bounds.alpha_crown import alpha_crown
 from mixtrain_jax.bounds.crown import crown, crown_ibp
 from mixtrain_jax.bounds.curves import Curve
+from mixtrain_jax.bounds.custom_rule import CustomRule, custom_rule
 from mixtrain_jax.bounds.engine import Bounded, Hidden
 from mixtrain_jax.bounds.errors import BoundsError, UnsupportedPrimitiveError
-from mixtrain_jax.bounds.functions import register_function
 from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect, l1_ball, l2_ball, linf_ball
 from mixtrain_jax.bounds.margins import group_size, margins, specification
@@ -19,6 +19,7 @@ __all__ = [
     "Bounded",
     "BoundsError",
     "Curve",
+    "CustomRule",
     "Hidden",
     "Inequality",
     "Interval",
@@ -32,6 +33,7 @@ __all__ = [
     "any_of",
     "crown",
     "crown_ibp",
+    "custom_rule",
     "explain",
     "group_size",
     "ibp",
@@ -43,7 +45,6 @@ __all__ = [
     "margins",
     "property_margin",
     "register",
-    "register_function",
     "specification",
     "symbolic",
 ]

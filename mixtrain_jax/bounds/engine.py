@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import primitives
 from jax.typing import ArrayLike
 
-from mixtrain_jax.bounds import elementwise, functions, pooling, rounding, rules, windows  # noqa: F401  (the first three register)
+from mixtrain_jax.bounds import custom_rule, elementwise, functions, pooling, rounding, rules, windows  # noqa: F401  (the first four register)
 from mixtrain_jax.bounds.affine_end import differences_over, through_affine_end
 from mixtrain_jax.bounds.backward import Analysis, Linear, Reach, Sides, pull, pulled
 from mixtrain_jax.bounds.errors import BoundsError
@@ -98,7 +98,7 @@ def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analy
         known.relaxations.append(relaxed)
         relaxation = rules.derive(op) if affine else relaxed
         known.slack.append(slack(op, relaxation, known, uses) if domain.sound and relaxation else None)
-        known.floor.append(_floor(op, known) if domain.sound and relaxation else None)
+        known.floor.append(_floor(op, known, relaxation) if domain.sound and relaxation else None)
     return known
 
 
@@ -172,10 +172,10 @@ def _is_floating(x: rules.Value) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _floor(op: Op, known: Analysis) -> jax.Array:
+def _floor(op: Op, known: Analysis, relaxation: Relaxation) -> jax.Array:
     """A product of coefficients may vanish where it is tiny, and then loses as much times what it multiplies."""
     _, ours = rules.find(op).terms(op)
-    floor = jnp.zeros(())
+    floor = jnp.zeros(()) + relaxation.floor
     for ref in op.refs:
         if rules.is_float(ref):
             box = known.boxes[ref.index]

@@ -48,7 +48,7 @@ class _Known:
 _KNOWN: list[_Known] = []
 
 
-def register_function(
+def _know(
     name: str,
     function: Callable[..., jax.Array],
     rule: Rule | Curve,
@@ -372,33 +372,31 @@ def _of_numbers(make: Callable[..., Curve], *names: str, exact: bool = False) ->
 # Roundings are counted in units of the operand and the result, of which a factor far from 1 makes more.
 _ORDINARY = 64
 
-register_function("gelu", lambda x: jax.nn.gelu(x, approximate=False), curves.GELU)
-register_function("gelu_tanh", lambda x: jax.nn.gelu(x, approximate=True), curves.GELU_TANH)
-register_function("silu", jax.nn.silu, curves.SILU)
-register_function("mish", jax.nn.mish, curves.MISH)
-register_function("softplus", jax.nn.softplus, curves.SOFTPLUS)
-register_function("soft_sign", jax.nn.soft_sign, curves.SOFTSIGN)
-register_function("hard_swish", jax.nn.hard_swish, curves.HARD_SWISH)
-register_function(
+_know("gelu", lambda x: jax.nn.gelu(x, approximate=False), curves.GELU)
+_know("gelu_tanh", lambda x: jax.nn.gelu(x, approximate=True), curves.GELU_TANH)
+_know("silu", jax.nn.silu, curves.SILU)
+_know("mish", jax.nn.mish, curves.MISH)
+_know("softplus", jax.nn.softplus, curves.SOFTPLUS)
+_know("soft_sign", jax.nn.soft_sign, curves.SOFTSIGN)
+_know("hard_swish", jax.nn.hard_swish, curves.HARD_SWISH)
+_know(
     "leaky_relu",
     jax.nn.leaky_relu,
     _of_numbers(curves.leaky_relu, "negative_slope"),
     ("negative_slope",),
     admits=math.isfinite,
 )
-register_function(
-    "elu", jax.nn.elu, _of_numbers(curves.elu, "alpha"), ("alpha",), admits=lambda alpha: abs(alpha) <= _ORDINARY
-)
-register_function(
+_know("elu", jax.nn.elu, _of_numbers(curves.elu, "alpha"), ("alpha",), admits=lambda alpha: abs(alpha) <= _ORDINARY)
+_know(
     "celu",
     jax.nn.celu,
     _of_numbers(curves.celu, "alpha"),
     ("alpha",),
     admits=lambda alpha: 0 < alpha <= _ORDINARY,  # a negative one lets its exponent grow without limit
 )
-register_function("relu6", jax.nn.relu6, curve_rule(curves.clamp(0.0, 6.0), exact=True))
-register_function("hard_tanh", jax.nn.hard_tanh, curve_rule(curves.clamp(-1.0, 1.0), exact=True))
-register_function(
+_know("relu6", jax.nn.relu6, curve_rule(curves.clamp(0.0, 6.0), exact=True))
+_know("hard_tanh", jax.nn.hard_tanh, curve_rule(curves.clamp(-1.0, 1.0), exact=True))
+_know(
     "clip",
     lambda x, low, high: jnp.clip(x, low, high),
     _of_numbers(curves.clamp, "low", "high", exact=True),

@@ -42,6 +42,7 @@ class Relaxation(NamedTuple):
     lower: Affine
     upper: Affine
     scale: Arrays | None = None  # sum of the sizes of their terms, one an output: what rounding errors are relative to
+    floor: jax.Array | float = 0.0  # what underflow inside of them may add to a bound
 
 
 def rounded_once(op: Op, operands: Sequence[Value], outputs: Sequence[Interval]) -> Errors:
@@ -424,7 +425,7 @@ def _relax_max_of_two(x: Interval, y: Interval, slopes: Slopes) -> Relaxation:
 
 def _relax_min(op: Op, operands: Sequence[Value], slopes: Slopes) -> Relaxation:
     """`min(x, y)` is `-max(-x, -y)`."""
-    below, above, scale = _relax_max(op, [_negated(x) for x in operands], slopes)
+    below, above, scale, _ = _relax_max(op, [_negated(x) for x in operands], slopes)
     lower, upper = (
         Affine(side.transpose, None if side.offsets is None else tuple(-b for b in side.offsets))
         for side in (above, below)

@@ -145,7 +145,7 @@ def record(f: Callable[..., Any], args: Sequence[Any], rewrite: Rewrite = lambda
     refs = [Ref(i, x.shape, x.dtype) for i, x in enumerate(inputs)]
     recorder = _Recorder(len(refs))
     outputs = recorder.run(closed, refs)
-    ops, outputs = _renumbered(_live(rewrite(_live(recorder.ops, outputs), outputs), outputs), outputs, refs)
+    ops, outputs = _renumbered(live(rewrite(live(recorder.ops, outputs), outputs), outputs), outputs, refs)
     return Tape(inputs, tuple(ops), tuple(outputs), out_trees[-1])
 
 
@@ -161,14 +161,19 @@ def at_highest_precision(tape: Tape) -> Tape:
 def reference(f: Callable[..., Any], *refs: Ref) -> list[Op]:
     """The operations of a function of arrays like these, as `record` would see them."""
     with jax.ensure_compile_time_eval():
-        closed = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(ref.shape, ref.dtype) for ref in refs))
-        own = [Ref(i, ref.shape, ref.dtype) for i, ref in enumerate(refs)]
-        recorder = _Recorder(len(own))
-        outputs = recorder.run(closed, own)
-    return _live(recorder.ops, outputs)
+        return operations(f, *refs)[0]
 
 
-def _live(ops: Sequence[Op], outputs: Sequence[Operand]) -> list[Op]:
+def operations(f: Callable[..., Any], *refs: Ref) -> tuple[list[Op], list[Operand]]:
+    """The operations of a function of arrays like these, and its outputs; refs are numbered from 0."""
+    closed = jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(ref.shape, ref.dtype) for ref in refs))
+    own = [Ref(i, ref.shape, ref.dtype) for i, ref in enumerate(refs)]
+    recorder = _Recorder(len(own))
+    outputs = recorder.run(closed, own)
+    return live(recorder.ops, outputs), outputs
+
+
+def live(ops: Sequence[Op], outputs: Sequence[Operand]) -> list[Op]:
     """The operations that an output depends on."""
     needed = {x.index for x in outputs if isinstance(x, Ref)}
     live = []

@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import primitives
 
 import mixtrain_jax as mt
-from mixtrain_jax.bounds import functions, rules
+from mixtrain_jax.bounds import rules
 
 X = np.full((2, 3), 0.5, np.float32)
 BALL = mt.Interval(jnp.zeros(3), jnp.ones(3))
@@ -92,22 +92,6 @@ def test_the_advice_of_the_error_works(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in (mt.ibp, mt.crown):
         out = method(lambda x: jax.lax.asin(x / 2) * 2)(BALL)
         np.testing.assert_allclose(out.upper, 1.0471976, rtol=1e-6)
-
-
-def test_a_registered_function_is_bounded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_REGISTRY", rules.registered())
-    monkeypatch.setattr(functions, "_KNOWN", list(functions._KNOWN))
-
-    def bump(x: jax.Array) -> jax.Array:
-        return x * jnp.exp(-x * x)
-
-    ball = mt.Interval(jnp.array(0.0), jnp.array(1.0))
-    piecewise = mt.ibp(bump)(ball).upper
-    turns, bends = (-(0.5**0.5), 0.5**0.5), (-(1.5**0.5), 0.0, 1.5**0.5)
-    mt.bounds.register_function("bump", bump, mt.bounds.Curve(bump, False, critical=turns, inflections=bends))
-    for method in (mt.ibp, mt.crown):
-        np.testing.assert_allclose(method(lambda x: 2 * bump(x))(ball).upper, 2 * (2 * np.e) ** -0.5, rtol=1e-6)
-    assert piecewise == 1
 
 
 @pytest.mark.parametrize(
