@@ -221,7 +221,7 @@ def doctor(arguments: Sequence[str]) -> int:
     """Parse `RUN`, look at the folder of the run, and return the exit code."""
 
     def command(run: Annotated[Path, tyro.conf.Positional]) -> int:
-        """What is wrong with the folder of a run, and what to do. Nothing in it is changed.
+        """What is wrong with the folder of a run or a judgement, and what to do. Nothing in it is changed.
 
         Exit code 0 where nothing is wrong, 1 where something is.
 

@@ -1,17 +1,15 @@
-"""What is wrong with the folder of a run, and what to do about it. Nothing in the folder is changed."""
+"""What is wrong with the folder of a run or a judgement, and what to do about it. Nothing in the folder is changed."""
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import io
 import json
 import os
 import re
 import shutil
 import stat
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixtrain_jax import __version__
+from mixtrain_jax import __version__, image_table
 from mixtrain_jax.checkpoints import read
 from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import MixtrainError, first_line
-from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.fingerprints import fingerprint, sha256_of_files
 
 _LARGEST = 2**28  # bytes of a file that is read whole, and of what it unpacks to
 _AGAIN = "run the same command again"
+_ARRAYS = ("certificates.npz", "curve.json", "adversarial.npz", "certificates.jsonl")
 
 
 class Finding(NamedTuple):
@@ -46,19 +45,21 @@ class _Known:
     newest: int = 0  # step of the newest whole checkpoint; 0 for none
     leaves: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # what it holds
     largest: int = 0  # bytes of a checkpoint
-    summary: dict[str, Any] | None = None  # where the run has ended
+    summary: dict[str, Any] | None = None  # where the run has ended; the record of a judgement
+    advice: str = f"Delete it and summary.json and {_AGAIN}."  # on a file that is another one
 
 
 def examine(folder: Path) -> list[Finding]:
-    """Look at everything in the folder of a run; never fails, whatever is there.
+    """Look at everything in the folder of a run or a judgement; never fails, whatever is there.
 
     Args:
-      folder: of the run.
+      folder: of the run or the judgement.
     """
     if not os.path.isdir(folder):
         return [Finding("fault", "folder", f"{folder} is no folder. Name one that a run was given as --workdir.")]
     known, findings = _Known(), []
-    for subject, check in _CHECKS.items():
+    judged = os.path.lexists(folder / "judgement.json") and not os.path.lexists(folder / "config.json")
+    for subject, check in (_OF_JUDGEMENTS if judged else _CHECKS).items():
         try:
             for finding in check(folder, known):
                 findings.append(finding)
@@ -285,13 +286,14 @@ def _certificates(folder: Path, known: _Known) -> Iterator[Finding]:
         if summary is not None:
             raise MixtrainError(f"is missing, though the run has ended. Delete summary.json and {_AGAIN}.")
         return
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        if sum(entry.file_size for entry in file.infolist()) > _LARGEST:
-            raise MixtrainError(f"unpacks to more than {_bytes(_LARGEST)}, which no run writes.")
-        if (damaged := file.testzip()) is not None:  # NumPy reads as much as a header says, which may be damaged
-            raise MixtrainError(f"is damaged: {damaged} does not match its checksum. Delete summary.json and {_AGAIN}.")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        arrays = {key: file[key] for key in ("labels", "clean", "attacked", "verified", "proved_by")}
+    arrays = image_table.unpack(content, _LARGEST)
+    if contradictions := image_table.contradictions(arrays):
+        raise MixtrainError(
+            f"contradicts itself: {'; '.join(contradictions)}. Delete it and summary.json and {_AGAIN}."
+        )
+    if absent := [column for column in image_table.COLUMNS if column not in arrays]:
+        words = f"of an earlier version, without {', '.join(absent)}: what depends on that was not compared."
+        yield Finding("note", name, words)
     count = len(arrays["labels"])
     if summary is None:
         yield Finding("ok", name, f"whole; of {count} images.")
@@ -306,6 +308,40 @@ def _certificates(folder: Path, known: _Known) -> Iterator[Finding]:
     if differ:
         raise MixtrainError(f"disagrees with summary.json on {', '.join(differ)}. Delete both and {_AGAIN}.")
     yield Finding("ok", name, f"of {count} images; agrees with summary.json.")
+
+
+def _files(folder: Path, known: _Known) -> Iterator[Finding]:
+    """The files of arrays beside a record, held against the SHA-256 that it has of them."""
+    hashes = (known.summary or {}).get("files_sha256", {})
+    for name in _ARRAYS if known.summary is not None else ():
+        content, subject = _content(folder / name), f"{name}, SHA-256"
+        if content is None and name in hashes:
+            yield Finding("fault", subject, f"of a file that is missing. {known.advice}")
+        elif content is not None and name not in hashes:
+            words = "there is none, as in earlier versions: changes that leave the counts alone cannot be seen."
+            yield Finding("note", subject, words)
+        elif content is not None and sha256_of_files({name: content})[name] != hashes[name]:
+            yield Finding("fault", subject, f"is not that of the file that was written. {known.advice}")
+        elif content is not None:
+            yield Finding("ok", subject, "the file is as it was written.")
+
+
+def _judgement(folder: Path, known: _Known) -> Iterator[Finding]:
+    content = _content(folder / "judgement.json")
+    try:
+        record = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise MixtrainError("is no JSON object; judge again.")
+    shares = ("clean_accuracy", "attacked_accuracy", "verified_accuracy")
+    clean, attacked, verified = (record[name] for name in shares)
+    if not 0 <= verified <= attacked <= clean <= 1:
+        raise MixtrainError(
+            f"contradicts itself: {', '.join(f'{name} {record[name]}' for name in shares)}; judge again."
+        )
+    known.summary, known.advice = record, "Judge again."
+    yield Finding("ok", "judgement.json", f"clean {clean:.1%}, attacked {attacked:.1%}, verified {verified:.1%}.")
 
 
 def _postmortem(folder: Path, known: _Known) -> Iterator[Finding]:
@@ -339,7 +375,8 @@ def _disk(folder: Path, known: _Known) -> Iterator[Finding]:
         yield Finding("fault", "disk", f"{words}. Free some space before you train on.")
 
 
-_CHECKS: dict[str, Callable[[Path, _Known], Iterator[Finding]]] = {
+_Checks = dict[str, Callable[[Path, _Known], Iterator[Finding]]]
+_CHECKS: _Checks = {
     "config.json": _config,
     ".lock": _lock,
     "checkpoints": _checkpoints,
@@ -348,10 +385,16 @@ _CHECKS: dict[str, Callable[[Path, _Known], Iterator[Finding]]] = {
     "summary.json": _summary,
     "report.html": _report,
     "certificates.npz": _certificates,
+    "files": _files,
     "curve.json": _curve,
     "postmortem.json": _postmortem,
     "folder": _leftovers,
     "disk": _disk,
+}
+_OF_JUDGEMENTS: _Checks = {
+    "judgement.json": _judgement,
+    "files": _files,
+    "folder": _leftovers,
 }
 
 

@@ -1,8 +1,9 @@
-"""SHA-256 of arrays and of pytrees of them: to the bit, names, shapes and dtypes included."""
+"""SHA-256 of arrays and of pytrees of them, to the bit, names, shapes and dtypes included; and of files."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,15 @@ def by_name(tree: Any) -> dict[str, np.ndarray]:
 def leaf_name(path: Any) -> str:
     """A path in a pytree in words, such as `params.Dense_0.bias`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def sha256_of_files(contents: Mapping[str, str | bytes | None]) -> dict[str, str]:
+    """SHA-256 of the bytes of files, by name; text is UTF-8, and None no file."""
+    return {
+        name: hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+        for name, content in contents.items()
+        if content is not None
+    }
 
 
 def sha256(array: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from mixtrain_jax import certify as certify_lib
 from mixtrain_jax import data, environment, foreign
 from mixtrain_jax.certify import METHODS, Judgement, Threat
 from mixtrain_jax.errors import CertificateError, ConfigError
-from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.fingerprints import fingerprint, sha256_of_files
 from mixtrain_jax.report import judgement as report
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.runs import load_run
@@ -117,13 +117,14 @@ def judge(
     numbers = {**report.to_json(found, split), **about}
     certificates = _certificates(found, subject, split, display) if norm == "linf" and methods else None
     folder.make()
+    arrays = {"adversarial.npz": _adversarial(found), "certificates.jsonl": certificates}
+    hashes = sha256_of_files(arrays)
     folder.write_all(
         {
-            "judgement.json": _json(numbers),
+            "judgement.json": _json({**numbers, "files_sha256": hashes}),
             "robustbench.json": _json(report.robustbench(numbers, subject.name, subject.dataset.name)),
-            "adversarial.npz": _adversarial(found),
             "report.html": report.render(found, numbers, split, about),
-            "certificates.jsonl": certificates,  # the last: there are none without their judgement
+            **arrays,  # certificates are the last: there are none without their judgement
         }
     )
     report.show(display.console, numbers)

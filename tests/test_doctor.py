@@ -20,7 +20,7 @@ from mixtrain_jax import __version__, cli, doctor
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.doctor import examine, show
-from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.fingerprints import fingerprint, sha256_of_files
 
 # Where a file is missing, tensorstore answers some reads after Orbax has closed the loop that they were asked from.
 
@@ -38,11 +38,23 @@ def saved(step, best=0):
     return tree | ({"best": {"step": np.int64(best), "params": params(best)}} if best else {})
 
 
-def certificates(**changes):
-    know = {name: np.arange(IMAGES) < count for name, count in (("clean", 15), ("attacked", 12), ("verified", 9))}
-    arrays = {"labels": np.zeros(IMAGES, np.int32), **know, "proved_by": np.where(know["verified"], "ibp", "")}
+def columns(clean=15, attacked=12, verified=9, by="ibp", n=IMAGES):
+    """Columns that agree with each other: of the first images so many are clean, unbroken and proved."""
+    number = np.arange(n)
+    return {
+        "labels": np.zeros(n, np.int32),
+        "predictions": np.where(number < clean, 0, 1),
+        "clean": number < clean,
+        "attacked": number < attacked,
+        "verified": number < verified,
+        "margin": np.where(number < verified, 0.5, -0.5).astype(np.float32),
+        "proved_by": np.where(number < verified, by, ""),
+    }
+
+
+def packed(arrays):
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{**arrays, **changes})
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -60,7 +72,8 @@ def made(folder, steps=(10, 20), best=0):
     (folder / ".lock").write_text(f"process 1 on {HOST}\n")
     (folder / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (5, 10, 15, 20)))
     (folder / "report.html").write_text("<!doctype html>\n<html></html>\n")
-    (folder / "certificates.npz").write_bytes(certificates())
+    (folder / "certificates.npz").write_bytes(packed(columns()))
+    summary["files_sha256"] = sha256_of_files({"certificates.npz": (folder / "certificates.npz").read_bytes()})
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
@@ -107,7 +120,7 @@ def test_of_a_sound_run_everything_is_told_and_nothing_is_wrong(run, capsys):
     found = told(run, "ok")
     assert found.keys() == {
         *("config.json", ".lock", "checkpoint 10", "checkpoint 20", "metrics.jsonl", "summary.json", "report.html"),
-        *("certificates.npz", "disk"),
+        *("certificates.npz", "certificates.npz, SHA-256", "disk"),
     }
     assert found["metrics.jsonl"] == "4 rows, to step 20."
     assert found["summary.json"] == "agrees with checkpoint 20 on the parameters (step 20, SHA-256)."
@@ -224,17 +237,92 @@ def test_rows_of_metrics(run, text, verdict, words):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"verified": np.arange(IMAGES) < 10}, "verified"),
-        ({"clean": np.arange(IMAGES) < 14}, "clean"),
-        ({"proved_by": np.full(IMAGES, "crown")}, "verified_by"),
-        ({"labels": np.zeros(IMAGES + 1)}, "test_examples"),
+        ({"verified": 10}, "verified"),
+        ({"attacked": 11}, "attacked"),
+        ({"clean": 14}, "clean"),
+        ({"by": "crown"}, "verified_by"),
+        ({"n": IMAGES + 1}, "test_examples"),
     ],
 )
 def test_certificates_that_disagree_with_the_summary_are_a_fault(run, changes, word):
-    (run / "certificates.npz").write_bytes(certificates(**changes))
+    (run / "certificates.npz").write_bytes(packed(columns(**changes)))
     words = told(run, "fault")["certificates.npz"]
     assert "disagrees with summary.json on" in words
     assert word in words
+
+
+def flipped(name, places, changed=lambda x: ~x):
+    arrays = columns()
+    arrays[name][places] = changed(arrays[name][places])
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (flipped("verified", [8, 9]), "2 images are verified without a method, or not verified in spite of one"),
+        (flipped("verified", [8, 9]), "2 images are verified without a margin above 0, or not verified above it"),
+        (flipped("verified", [16]), "1 images are verified but broken by the attack"),
+        (flipped("attacked", [11, 16]), "1 images are unbroken but misclassified"),
+        (flipped("clean", [10, 17]), "2 images are clean with another prediction, or not clean with the label"),
+        (flipped("margin", [3], lambda x: -x), "1 images are verified without a margin above 0"),
+        (flipped("margin", [3], lambda x: x * np.nan), "1 images are verified without a margin above 0"),
+        (flipped("predictions", [3, 4], lambda x: x + 1), "2 images are clean with another prediction"),
+        (flipped("proved_by", [12], lambda x: "ibp"), "1 images are verified without a method, or not verified"),
+        ({**columns(), "labels": np.zeros(IMAGES + 1)}, "its columns are not of one length"),
+        ({**columns(), "verified": np.zeros((IMAGES, 1))}, "its columns are not of one length"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_a_fault(run, arrays, words):
+    """Whatever the counts are, and the hash."""
+    (run / "certificates.npz").write_bytes(packed(arrays))
+    edited(run / "summary.json", files_sha256=sha256_of_files({"certificates.npz": packed(arrays)}))
+    assert words in told(run, "fault")["certificates.npz"]
+
+
+def test_twenty_verdicts_that_are_flipped_with_all_that_depends_on_them_are_a_fault(run):
+    """Every column agrees and so does every count, but it is not the file that the run wrote."""
+    arrays = {name: column[::-1].copy() for name, column in columns().items()}
+    (run / "certificates.npz").write_bytes(packed(arrays))
+    assert "is not that of the file that was written" in told(run, "fault")["certificates.npz, SHA-256"]
+
+
+def test_of_a_run_of_an_earlier_version_it_is_told_what_is_not_covered(run):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["files_sha256"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert told(run, "fault") == {}
+    assert "changes that leave the counts alone cannot be seen" in told(run, "note")["certificates.npz, SHA-256"]
+    assert "agrees with summary.json" in told(run, "ok")["certificates.npz"]
+    older = {name: column for name, column in columns().items() if name not in ("margin", "predictions")}
+    (run / "certificates.npz").write_bytes(packed(older))
+    assert told(run, "fault") == {}
+    notes = [words for verdict, name, words in examine(run) if (verdict, name) == ("note", "certificates.npz")]
+    assert "of an earlier version, without predictions, margin" in notes[0]
+    del older["proved_by"]
+    (run / "certificates.npz").write_bytes(packed(older))
+    assert "lacks proved_by" in told(run, "fault")["certificates.npz"]
+
+
+def test_a_judgement_is_examined_too(tmp_path):
+    files = {"adversarial.npz": b"points", "certificates.jsonl": "{}"}
+    record = {"clean_accuracy": 0.9, "attacked_accuracy": 0.8, "verified_accuracy": 0.7}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "judgement.json").write_text(json.dumps({**record, "files_sha256": sha256_of_files(files)}))
+    assert told(tmp_path, "fault") == told(tmp_path, "note") == {}
+    assert told(tmp_path, "ok").keys() == {"judgement.json", *(f"{name}, SHA-256" for name in files)}
+    (tmp_path / "adversarial.npz").write_bytes(b"pointz")
+    (tmp_path / "certificates.jsonl").unlink()
+    found = told(tmp_path, "fault")
+    assert found["adversarial.npz, SHA-256"] == "is not that of the file that was written. Judge again."
+    assert found["certificates.jsonl, SHA-256"] == "of a file that is missing. Judge again."
+    (tmp_path / "judgement.json").write_text(json.dumps(record))
+    assert "there is none" in told(tmp_path, "note")["adversarial.npz, SHA-256"]
+    edited(tmp_path / "judgement.json", verified_accuracy=0.85)
+    assert "contradicts itself" in told(tmp_path, "fault")["judgement.json"]
+    (tmp_path / "judgement.json").write_text("[")
+    assert "is no JSON object" in told(tmp_path, "fault")["judgement.json"]
 
 
 def test_a_file_that_unpacks_to_too_much_is_not_unpacked(run, monkeypatch):
@@ -254,6 +342,7 @@ def test_certificates_with_a_damaged_header_are_a_fault(run):
     header = b"'shape': (%d,)" % IMAGES
     assert header in buffer.getvalue()
     path.write_bytes(buffer.getvalue())
+    edited(run / "summary.json", files_sha256=sha256_of_files({path.name: buffer.getvalue()}))
     assert "certificates.npz" in told(run, "ok")
     path.write_bytes(buffer.getvalue().replace(header, b"'shape': (9,) "))
     assert "does not match its checksum" in told(run, "fault")["certificates.npz"]

@@ -29,14 +29,16 @@ ALLOWED = {
     "compilation": set(),
     "parallel": {"errors"},
     "checkpoints": {"errors", "fingerprints"},
-    "doctor": {"checkpoints", "config", "errors", "fingerprints", "__version__"},
+    "image_table": {"errors"},
+    "doctor": {"checkpoints", "config", "errors", "fingerprints", "image_table", "__version__"},
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "environment", "errors", "fingerprints"),
     },
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "certify"),
-        *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "models", "parallel", "report"),
+        *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "image_table", "models"),
+        *("parallel", "report"),
     },
     "foreign": {"bounds", "errors"},
     "runs": {"checkpoints", "config", "data", "errors", "models"},

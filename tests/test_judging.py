@@ -17,6 +17,7 @@ from mixtrain_jax import certify, cli, data, foreign, judging, models
 from mixtrain_jax.certify import certificates as files
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
+from mixtrain_jax.doctor import examine
 from mixtrain_jax.errors import CheckpointError, ModelError
 from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.foreign import load_onnx_for
@@ -77,6 +78,25 @@ def test_its_certificates_hold_and_a_changed_one_does_not(judged, trained, tmp_p
     first = str(certificates.records[0].index + 1)
     assert cli.main(["verify-certificate", str(file), *options, "--examples", first]) == 0
     assert f"{count - 1} certificates of later images were not looked at." in capsys.readouterr().out
+
+
+def test_the_doctor_finds_the_arrays_of_runs_and_judgements_as_they_were_written(judged, trained):
+    for folder, names in (
+        (trained, {"certificates.npz", "curve.json"}),
+        (judged, {"adversarial.npz", "certificates.jsonl"}),
+    ):
+        findings = examine(folder)
+        assert {f"{name}, SHA-256" for name in names} <= {found.subject for found in findings if found.verdict == "ok"}
+        assert not [found for found in findings if found.verdict == "fault"]
+    path = judged / "adversarial.npz"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert [finding.subject for finding in examine(judged) if finding.verdict == "fault"] == [
+            f"{path.name}, SHA-256"
+        ]
+    finally:
+        path.write_bytes(whole)
 
 
 def test_the_radius_is_that_of_the_run_where_the_command_names_none(judged, trained, capsys):

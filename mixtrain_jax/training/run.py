@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import itertools
 import json
 import math
@@ -20,12 +19,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mixtrain_jax import bounds, certify, data, environment, mixing, models, parallel
+from mixtrain_jax import bounds, certify, data, environment, image_table, mixing, models, parallel
 from mixtrain_jax.attacks import LogitsFn, non_finite_gradient, pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, NonFiniteError
-from mixtrain_jax.fingerprints import fingerprint, leaf_name
+from mixtrain_jax.fingerprints import fingerprint, leaf_name, sha256_of_files
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Examples, Feed, indices, make_feed
@@ -677,13 +676,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
 
     def write() -> None:
         content = page.render(config, summary, folder.metrics(), evaluation, curve, dataset.test)
-        files = {
-            "report.html": content,
-            "certificates.npz": certificates(evaluation, dataset.test),
-            CURVE: curve_text(curve),
-            "summary.json": json.dumps(summary, indent=2) + "\n",
-        }
-        folder.write_all(files)
+        arrays = {"certificates.npz": certificates(evaluation, dataset.test), CURVE: curve_text(curve)}
+        told = {**summary, "files_sha256": sha256_of_files(arrays)}
+        folder.write_all({"report.html": content, **arrays, "summary.json": json.dumps(told, indent=2) + "\n"})
 
     parallel.alone(write)
     return summary
@@ -697,7 +692,4 @@ def median_step(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 def certificates(evaluation: certify.Evaluation, split: data.Split) -> bytes:
     """What is known of each test image, in their order, as the bytes of an `.npz` file."""
-    names = ("predictions", "clean", "attacked", "verified", "margin", "proved_by")
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, labels=split.labels, **{name: getattr(evaluation, name) for name in names})
-    return buffer.getvalue()
+    return image_table.pack({"labels": split.labels, **vars(evaluation)})
