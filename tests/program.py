@@ -10,6 +10,7 @@ from pathlib import Path
 from compiling import FLAGS
 
 ROOT = Path(__file__).parent.parent
+LIMIT = 900  # seconds: a guard against what hangs, generous to a process that gets a small share of one core
 _DISTURBING = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "XLA_FLAGS")
 
 
@@ -25,13 +26,13 @@ def environment(devices=1):
     }
 
 
-def start(*arguments, cwd=ROOT, devices=1, program=ROOT / "train.py"):
+def start(*arguments, cwd=ROOT, devices=1, program=ROOT / "train.py", more=None):
     return subprocess.Popen(
         [sys.executable, str(program), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(devices),
+        env=environment(devices) | (more or {}),
         cwd=cwd,
     )
 
@@ -45,9 +46,9 @@ def start_two(*arguments, **options):
     return [start(*arguments, *hosts, number, devices=2, **options) for number in range(2)]
 
 
-def run(*arguments, cwd=ROOT, devices=1):
-    process = start(*arguments, cwd=cwd, devices=devices)
-    out, err = process.communicate(timeout=120)
+def run(*arguments, **options):
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=LIMIT)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

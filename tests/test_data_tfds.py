@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
+import program
 import pytest
 
 from mixtrain_jax import data
@@ -190,10 +191,8 @@ def test_the_folder_is_that_of_the_environment_by_default(mnist, monkeypatch):
     ],
 )
 def test_a_set_that_is_missing_is_named_with_the_command_that_prepares_it(mnist, name, command, capfd):
-    start = time.monotonic()
     with pytest.raises(DataError, match=r"is not prepared: found no .*dataset_info.json") as caught:
         reader.open_split(name, "train", mnist)
-    assert time.monotonic() - start < 5
     assert command in str(caught.value)
     assert str(mnist) in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -631,7 +630,7 @@ def test_closed_streams_leave_no_threads():
         if close:
             batches.close()
         del batches
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + program.LIMIT
     while workers() - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert workers() <= before
@@ -641,15 +640,14 @@ def test_what_is_queued_does_not_keep_a_process_alive_that_fails():
     code = (
         "import time, numpy as np\n"
         "from mixtrain_jax.data.stream import stream\n"
-        "take = lambda indices: time.sleep(0.5) or indices\n"
+        "take = lambda indices: print('taken', flush=True) or time.sleep(0.5) or indices\n"
         "with stream(take, lambda step: np.arange(step), 0, 200, threads=2, buffer=100) as batches:\n"
         "    next(batches)\n"
-        "    print(time.time(), flush=True)\n"
         "    raise SystemExit(3)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert (done.returncode, done.stderr) == (3, "")
-    assert time.time() - float(done.stdout) < 10
+    assert 1 <= done.stdout.count("taken") < 50  # of the 100 that were to be read ahead
 
 
 # The real data, where they are at hand.

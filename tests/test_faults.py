@@ -2,6 +2,7 @@ import json
 import time
 
 import faults
+import program
 import pytest
 from fault_cases import inputs
 from fault_cases.trials import Trial
@@ -20,7 +21,7 @@ SHORT = {
 
 
 def tried(name, count, **options):
-    return faults.run(name, share=count / faults.CASES[name].count, **options)
+    return faults.run(name, share=count / faults.CASES[name].count, seconds=program.LIMIT, **options)
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -37,9 +38,9 @@ def test_every_case_is_in_the_short_form_or_starts_processes():
 
 
 def test_orbax_alone_restores_flipped_bits_which_is_told_and_is_no_failure_of_ours(capsys):
-    assert faults.main(["F1-orbax", "--share", "0.03"]) == 0
+    assert faults.main(["F1-orbax", "--share", "0.03", "--seconds", str(program.LIMIT)]) == 0
     assert "restored wrong numbers without a word" in capsys.readouterr().out
-    assert faults.run("F2-orbax", share=0.2).tried == 11
+    assert faults.run("F2-orbax", share=0.2, seconds=program.LIMIT).tried == 11
 
 
 def test_without_the_manifest_flipped_bits_are_failures(monkeypatch):
@@ -52,7 +53,7 @@ def test_without_the_manifest_flipped_bits_are_failures(monkeypatch):
 def test_without_checksums_a_damaged_header_is_a_failure(monkeypatch):
     monkeypatch.setattr(inputs.zipfile.ZipFile, "testzip", lambda self: None)
     number = list(inputs.bombs()).index("a header of fewer entries than there are")
-    row = faults.run("X4", only=number)
+    row = faults.run("X4", only=number, seconds=program.LIMIT)
     assert (row.tried, row.failed) == (1, 1)
     assert "was accepted" in row.failures[0]
 
@@ -92,7 +93,7 @@ def test_errors_must_be_typed_and_say_what_is_asked():
 
 def test_the_command_prints_a_table_and_exits_with_1_where_a_trial_fails(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(faults.sys, "unraisablehook", None)
-    assert faults.main(["F11", "--out", str(tmp_path / "faults.json")]) == 0
+    assert faults.main(["F11", "--seconds", str(program.LIMIT), "--out", str(tmp_path / "faults.json")]) == 0
     assert "| F11 | two runs in one folder, stale locks | 4 | 4 | 0 |" in capsys.readouterr().out
     (case,) = json.loads((tmp_path / "faults.json").read_text())["cases"]
     assert (case["case"], case["tried"], case["failed"]) == ("F11", 4, 0)

@@ -23,10 +23,10 @@ TOTAL = 192
 CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 
 
-def outcomes(processes, timeout=120):
+def outcomes(processes):
     """Exit code, output and errors of each, without the lines of the library that carries what they send."""
     with futures.ThreadPoolExecutor() as pool:
-        texts = list(pool.map(lambda process: process.communicate(timeout=timeout), processes))
+        texts = list(pool.map(lambda process: process.communicate(timeout=program.LIMIT), processes))
     return [
         (process.returncode, *("".join(x for x in text.splitlines(True) if "[Gloo]" not in x) for text in both))
         for process, both in zip(processes, texts, strict=True)
@@ -41,7 +41,7 @@ def two_that_train(workdir):
     """Two processes that have saved a checkpoint of their own."""
     before = max(steps_saved(workdir), default=0)
     processes = program.start_two(*TINY, "--workdir", workdir)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + program.LIMIT
     while max(steps_saved(workdir), default=0) <= before:
         assert all(process.poll() is None for process in processes), outcomes(processes)
         assert time.monotonic() < deadline
@@ -76,7 +76,7 @@ def test_a_signal_to_one_and_the_death_of_one_change_nothing(uninterrupted, tmp_
     workdir = tmp_path / "run"
     first, second = two_that_train(workdir)
     second.send_signal(signal.SIGTERM)
-    found = outcomes([first, second], timeout=30)
+    found = outcomes([first, second])
     saved = steps_saved(workdir)[-1]
     assert 0 < saved < TOTAL
     stopped = f"train.py: Stopped by SIGTERM; step {saved} of {TOTAL} is saved. The same command goes on from there.\n"
@@ -84,9 +84,7 @@ def test_a_signal_to_one_and_the_death_of_one_change_nothing(uninterrupted, tmp_
 
     victim, other = two_that_train(workdir)
     victim.kill()
-    killed = time.monotonic()
-    found = outcomes([other], timeout=60)
-    assert time.monotonic() - killed < 30
+    found = outcomes([other])  # it ends, and by itself
     assert found[0][0] != 0
     victim.communicate()
     saved = steps_saved(workdir)[-1]
@@ -113,7 +111,7 @@ def test_what_stops_the_first_process_stops_both_with_its_word(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on another\n")
     with open(tmp_path / ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = outcomes(program.start_two(*TINY, "--workdir", tmp_path), timeout=60)
+        found = outcomes(program.start_two(*TINY, "--workdir", tmp_path))
     message = f"train.py: Another run holds {tmp_path} (process 1 on another). "
     assert [(code, err.startswith(message)) for code, _, err in found] == [(1, True)] * 2
 
@@ -147,7 +145,7 @@ print(read)
 def test_each_process_reads_its_own_rows_of_a_stream(tmp_path):
     pytest.importorskip("grain")
     (tmp_path / "stream.py").write_text(STREAM)
-    found = outcomes(program.start_two(program=tmp_path / "stream.py"), timeout=60)
+    found = outcomes(program.start_two(program=tmp_path / "stream.py"))
     # 10 examples fill four devices to 12 rows and 3 to 4 rows; each process has half of both.
     assert found == [(0, "[8, 8, 8, 8]\n", "")] * 2
 

@@ -33,7 +33,7 @@ def started(workdir):
     """A process that has saved at least one checkpoint of its own and logged a row after it."""
     before = max(steps_saved(workdir), default=0)
     process = program.start(*command(workdir))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + program.LIMIT
     while max(steps_saved(workdir), default=0) <= before:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -46,7 +46,7 @@ def stopped(workdir, number, after=0.0):
     process = started(workdir)
     time.sleep(after)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=program.LIMIT)
     assert not (workdir / "summary.json").exists()
     assert steps_saved(workdir)[-1] < TOTAL
     return process.returncode, out, err

@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import program
 import pytest
 import speed
 from timed import curves, nets, page, peers, tables, targets, turns, worker
@@ -30,7 +31,15 @@ def test_a_record_and_its_page(tmp_path):
     record = tmp_path / "speed.jsonl"
     names = ("forward", "ibp", "step-standard", "step-ibp-8")
     options = ("--nets", "digits_mlp", "--rounds", "1", "--batch", "8", "--json", str(record))
-    command = [sys.executable, str(FOLDER / "speed.py"), "--measures", *names, *options]
+    command = [
+        sys.executable,
+        str(FOLDER / "speed.py"),
+        "--measures",
+        *names,
+        *options,
+        "--seconds",
+        str(program.LIMIT),
+    ]
     path = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -54,7 +63,7 @@ def test_a_record_and_its_page(tmp_path):
 
 
 def test_what_is_too_large_or_too_slow_is_noted():
-    options = worker.Options(rounds=1, seconds=60.0, cache="", batch=8, gib=0.0)
+    options = worker.Options(rounds=1, seconds=program.LIMIT, cache="", batch=8, gib=0.0)
     found = worker.watch("digits_mlp", ["forward"], options, say=lambda text: None)
     assert "would take" in found.failed["forward"]
     said = []
@@ -69,13 +78,15 @@ def test_an_unknown_measure_is_refused(capsys):
     assert "there is no measure 'fly'" in capsys.readouterr().err
 
 
-def test_turns_end_with_the_seconds_of_a_contender():
-    calls = {"quick": 0, "slow": 0}
+def test_turns_end_with_the_seconds_of_a_contender(monkeypatch):
+    calls, now = {"quick": 0, "slow": 0}, [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 0.0)
+    monkeypatch.setattr(turns, "time", clock)
 
     def contender(name, seconds):
         def call():
             calls[name] += 1
-            time.sleep(seconds)
+            now[0] += seconds
             return 0
 
         return turns.Timed(call)
@@ -84,7 +95,7 @@ def test_turns_end_with_the_seconds_of_a_contender():
     found = list(turns.take_turns(timed, {"quick": 1.0, "slow": 0.1}, rounds=4, seconds=0.25))
     assert [name for i, name, *_ in found if i == 0] == ["quick", "slow"]
     assert calls == {"quick": 4, "slow": 2}
-    assert all(wall >= 0.1 for _, name, wall, _ in found if name == "slow")
+    assert all(wall == pytest.approx(0.1) for _, name, wall, _ in found if name == "slow")
 
 
 def test_ratios_are_of_rounds_that_both_have():
