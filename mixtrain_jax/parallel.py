@@ -80,7 +80,20 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
             f"The processes of this run did not find each other ({reason}). Look whether all were started, and whether "
             "this one reaches the coordinator; --coordinator, --processes and --process name them."
         ) from error
+    _connect()
     return jax.process_index() == 0
+
+
+def _connect() -> None:
+    """Have every connection made that processes send each other arrays by, while all of them are at the same place.
+
+    On CPU a process waits half a minute for the others to open one, the first time that it is used; later, when the
+    others may be compiling or reading, that is not long enough. In use a connection may wait as long as it has to.
+    """
+    if jax.default_backend() == "cpu":
+        led(lambda: None)  # those between processes
+        mesh = data_mesh()  # those between devices
+        jax.block_until_ready(jax.jit(jnp.sum)(put(np.zeros(mesh.size, np.float32), mesh, "rows")))
 
 
 def _in_cluster(environment: Mapping[str, str]) -> bool:

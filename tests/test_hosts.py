@@ -127,6 +127,7 @@ from mixtrain_jax.training.feed import make_feed
 
 _, coordinator, _, processes, _, process = sys.argv[1:]
 parallel.initialize(coordinator, int(processes), int(process))
+print("connected", flush=True)
 images = np.random.default_rng(0).integers(0, 17, (40, 6, 5, 2), np.uint8)
 split, read = Split(images, np.arange(40, dtype=np.int32), 16), []
 
@@ -145,9 +146,15 @@ print(read)
 def test_each_process_reads_its_own_rows_of_a_stream(tmp_path):
     pytest.importorskip("grain")
     (tmp_path / "stream.py").write_text(STREAM)
-    found = outcomes(program.start_two(program=tmp_path / "stream.py"))
-    # 10 examples fill four devices to 12 rows and 3 to 4 rows; each process has half of both.
-    assert found == [(0, "[8, 8, 8, 8]\n", "")] * 2
+    for process in program.start_two(program=tmp_path / "stream.py"):
+        out, err = process.communicate(timeout=program.LIMIT)
+        assert process.returncode == 0, err
+        # Whoever came half a minute after another to a connection not yet made would end both.
+        before, after = (text.splitlines() for text in out.split("connected\n"))
+        assert before
+        assert all("[Gloo]" in line for line in before)
+        # 10 examples fill four devices to 12 rows and 3 to 4 rows; each process has half of both.
+        assert after == ["[8, 8, 8, 8]"]
 
 
 @pytest.mark.parametrize(
