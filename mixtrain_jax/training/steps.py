@@ -192,7 +192,7 @@ def make_steps(
 
         def loss(key: jax.Array, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             logits_fn = functools.partial(robust_apply or apply, params)
-            lower = worst_case(key, logits_fn, batch, jnp.asarray(eps(state.step)))
+            lower = worst_case(key, logits_fn, batch, jnp.asarray(eps(state.step), batch.images.dtype))
             return losses.robust_loss(lower), (lower > 0).all(-1)
 
         return part(loss, state, batch, robust_group)
@@ -206,7 +206,7 @@ def make_steps(
         norm = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         now = Totals(
-            steps=jnp.ones(()),
+            steps=jnp.float32(1),
             loss=loss,
             clean_loss=clean.loss,
             robust_loss=robust.loss,
@@ -243,7 +243,8 @@ def make_steps(
 
         bad = jax.lax.cond(good | over, lambda: state.bad, skipped)
         same = state._replace(step=jnp.where(over, state.step, state.step + 1), bad=bad)
-        kept = jax.tree.map(functools.partial(jnp.where, good & ~over), new, same)
+        # Whatever jax promotes to, with JAX_ENABLE_X64 for one: a state of other dtypes would be another program's.
+        kept = jax.tree.map(lambda new, old: jnp.where(good & ~over, new.astype(old.dtype), old), new, same)
         return parallel.pin(kept, mesh, layout)
 
     def absent(state: TrainState) -> Part:
