@@ -695,9 +695,10 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("promoting")
-def test_prepare_refuses_a_batch_larger_than_the_training_examples():
+@pytest.mark.parametrize("trainer", ["standard", "pgd", "robust", "mixtrain"])
+def test_prepare_refuses_a_batch_larger_than_the_training_examples(trainer):
     with pytest.raises(ConfigError, match="batch_size must be at most the 1200 training examples left, got 1201"):
-        run_module.prepare(Config(batch_size=1201, holdout=97), mesh=ONE)
+        run_module.prepare(Config(batch_size=1201, holdout=97, trainer=trainer), mesh=ONE)
     with pytest.raises(ConfigError, match="holdout must leave examples on both sides"):
         run_module.prepare(Config(holdout=1297), mesh=ONE)
 
