@@ -1,6 +1,7 @@
 """Many devices: the same numbers as on one, what their talk costs, and how long ImageNet takes on many.
 
     python benchmarks/scaling.py agree [--data-dir DIR]
+    python benchmarks/scaling.py order
     python benchmarks/scaling.py talk
     python benchmarks/scaling.py page
 
@@ -12,6 +13,7 @@ computation left out. Both write what they found to benchmarks/scaling.json, and
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -31,8 +33,10 @@ from fault_cases import processes
 from jax.sharding import PartitionSpec
 from results_page.numbers import table
 
-from mixtrain_jax import certify, environment, losses, models, parallel
+from mixtrain_jax import certify, config, environment, losses, models, parallel
 from mixtrain_jax.bounds import linf_ball, margins
+from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.training import run
 
 HERE = Path(__file__).parent
 RECORD, PAGE = HERE / "scaling.json", HERE.parent / "docs" / "scaling.md"
@@ -93,19 +97,63 @@ def agree(data_dir: str | None) -> list[dict[str, Any]]:
     return rows
 
 
+ORDERED = ("digits", "digits_cnn")
+STEPS, ROUNDS = 20, 9
+
+
+def order() -> list[dict[str, Any]]:
+    """Milliseconds of a step with sums as devices have them and in a fixed order, and whether those have equal bits."""
+    rows = []
+    for name in ORDERED:
+        whole = config.load(name, HERE.parent / "configs")
+        ends, times = {}, {}
+        for count in COUNTS:
+            runs = [_run_of(dataclasses.replace(whole, microbatches=m), count) for m in (0, max(COUNTS))]
+            seconds = np.array([[take() for take, _ in runs] for _ in range(ROUNDS)]) / STEPS  # in turns
+            times[count], ends[count] = seconds, runs[1][1]()
+        for count, seconds in times.items():
+            plain, ordered = np.median(seconds, 0)
+            ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
+            same = ends[count] == ends[1]
+            rows.append({"run": name, "devices": count, "plain_ms": 1e3 * plain, "ordered_ms": 1e3 * ordered})
+            rows[-1] |= {"ratio": ratio, "equal": same, "steps": STEPS * ROUNDS}
+    return rows
+
+
+def _run_of(of: config.Config, count: int) -> tuple[Callable[[], float], Callable[[], str]]:
+    """What takes the next steps of a run and returns their seconds, and what returns the hash of its state."""
+    setup = run.prepare(of, mesh=parallel.data_mesh(jax.devices()[:count]))
+    run.compile_steps(setup)
+    state, done = jax.tree.map(jnp.copy, setup.initial), 0
+
+    def take() -> float:
+        nonlocal state, done
+        started = time.perf_counter()
+        for _, dispatch in run.dispatches(setup, state, done, done + STEPS):
+            state, _ = dispatch(state)
+        jax.block_until_ready(state)
+        done += STEPS
+        return time.perf_counter() - started
+
+    return take, lambda: fingerprint(parallel.fetch(state))
+
+
+def on_devices(what: str) -> list[dict[str, Any]]:
+    """What a measurement of this page finds in a process that has eight devices."""
+    environment_ = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={max(COUNTS)}"}
+    environment_ |= {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, __file__, what, "--print"], env=environment_, stdout=subprocess.PIPE)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
+
+
 def talk() -> list[dict[str, Any]]:
     """Milliseconds of what devices send each other in a step, by the number of devices, each with 16 examples.
 
     Every device has its own sums of gradients of the size of imagenet200_resnet, which are added up twice, for
     the clean and for the robust part; one example in eight is drawn from the whole batch and dealt out again.
     """
-    if jax.device_count() < max(COUNTS):
-        environment_ = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={max(COUNTS)}"}
-        environment_ |= {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run([sys.executable, __file__, "talk", "--print"], env=environment_, stdout=subprocess.PIPE)
-        if done.returncode:
-            sys.exit(done.returncode)
-        return json.loads(done.stdout)
     network = models.build("resnet_imagenet", classes=200)
     shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     gradient = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
@@ -191,10 +239,10 @@ RUNS_OF = {  # examples, epochs, classes
 MOST = 8192  # examples in a batch; larger ones need another learning rate, and train worse
 
 
-def hours(machine: str, devices: int, run: str, share: float, counts: dict[str, Any]) -> tuple[float, float]:
+def hours(machine: str, devices: int, name: str, share: float, counts: dict[str, Any]) -> tuple[float, float]:
     """Hours of a run, and the share of them that devices talk."""
     peak, near, far = MACHINES[machine]
-    examples, epochs, classes = RUNS_OF[run]
+    examples, epochs, classes = RUNS_OF[name]
     count = counts[str(classes)]
     each = min(128, MOST // devices)
     compute = each * (count["clean_flops"] + count["robust_flops"] / 8) / (peak * share)
@@ -221,6 +269,15 @@ largest parameter:
 Training amplifies rounding: Adam takes the sign of gradients that are next to nothing, and a unit turned on or off by
 one step is in all that follow. So the measure is the run on one device whose program was compiled otherwise, without
 XLA's optimizations.
+
+With `microbatches = 8` gradients are summed over eight fixed parts of a batch in a fixed order, and a run ends with the
+same bits on 1, 2, 4 and 8 devices. What that costs, on devices that are threads of one machine; the ratio is the median
+over rounds in turns:
+
+{order}
+
+Products of matrices of a few examples use a processor less well. Where each device has one part, its work is that of a
+plain step, and as many bytes are sent.
 
 ## What devices tell each other
 
@@ -269,20 +326,28 @@ def page() -> None:
     talked = [
         (str(row["devices"]), f"{row['gradients_ms']:.1f}", f"{row['subsample_ms']:.1f}") for row in record["talk"]
     ]
+    ordered = [
+        (
+            *(row["run"], str(row["devices"]), f"{row['plain_ms']:.2f}", f"{row['ordered_ms']:.2f}"),
+            *(f"{row['ratio']:.2f}", f"equal after {row['steps']} steps" if row["equal"] else "**another**"),
+        )
+        for row in record["order"]
+    ]
     estimated, rate = [], 0.0
-    for run, (examples, epochs, _) in RUNS_OF.items():
+    for name, (examples, epochs, _) in RUNS_OF.items():
         for machine in MACHINES:
             for devices in (8, 64, 512):
                 cells = []
                 for share in SHARES:
-                    time_, talk_ = hours(machine, devices, run, share, counts)
+                    time_, talk_ = hours(machine, devices, name, share, counts)
                     rate = max(rate, examples * epochs / (3600 * time_))
                     cells += [f"{60 * time_:.1f} min" if 60 * time_ >= 1 else f"{3600 * time_:.0f} s", f"{talk_:.0%}"]
-                estimated.append((run, machine, str(devices), *cells))
+                estimated.append((name, machine, str(devices), *cells))
     heads = [text for share in SHARES for text in (f"at {share:.0%} of the peak", "of it talk")]
     PAGE.write_text(
         TEXT.format(
             agree=table(["run", "on", "first loss", "all losses", "parameters", "largest"], agreed),
+            order=table(["run", "devices", "ms a step", "ms in a fixed order", "ratio", "bits"], ordered),
             talk=table(["devices", "gradients, ms", "subsample, ms"], talked),
             hours=table(["run", "device", "how many", *heads], estimated),
             **{
@@ -303,18 +368,20 @@ def page() -> None:
 def main() -> None:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agree", "talk", "page"])
+    parser.add_argument("what", choices=["agree", "order", "talk", "page"])
     parser.add_argument("--data-dir", default=os.environ.get("TFDS_DATA_DIR"))
     parser.add_argument("--print", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.print:
-        print(json.dumps(talk()))
+        print(json.dumps({"order": order, "talk": talk}[given.what]()))
         return
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if given.what == "agree":
         record["agree"] = agree(given.data_dir)
+    elif given.what == "order":
+        record["order"] = on_devices("order")
     elif given.what == "talk":
-        record |= {"talk": talk(), "flops": flops()}
+        record |= {"talk": on_devices("talk"), "flops": flops()}
         record |= {"device": environment.device(), "versions": environment.versions(environment.TRAINING)}
     else:
         page()

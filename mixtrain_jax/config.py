@@ -118,6 +118,8 @@ class Config:
     """Floats that the clean loss is computed in, and the attack of the trainer pgd; parameters, sound bounds and all that is measured stay float32."""  # noqa: E501  a line of help
     params: Literal["replicated", "fsdp"] = "replicated"
     """Where there are several devices: replicated, parameters and optimizer state whole on each; fsdp, their large arrays split among them."""  # noqa: E501  a line of help
+    microbatches: Annotated[int, Range(0, 4096)] = 0
+    """Parts of a batch whose gradients are summed in a fixed order, which gives the same parameters, bit for bit, on any number of devices; 0 for the fastest order; 0 to batch_size, at most 4096."""  # noqa: E501  a line of help
     points: Annotated[int, Range(1, 10**6)] = 40
     """How often training logs and measures on the held-out examples, over the whole run; 1 to 1000000."""
     steps_per_dispatch: Annotated[int, Range(1, 10**4)] = 1
@@ -135,6 +137,19 @@ class Config:
         if self.robust_examples > self.batch_size:
             raise ConfigError(
                 f"robust_examples must be at most batch_size (k of n), got {self.robust_examples} of {self.batch_size}."
+            )
+        if self.microbatches > self.batch_size:
+            raise ConfigError(
+                f"microbatches must be at most batch_size, got {self.microbatches} of {self.batch_size} examples."
+            )
+        if self.microbatches and self.params == "fsdp":
+            raise ConfigError(
+                "microbatches needs params = 'replicated': norms of split gradients are summed device by device."
+            )
+        if self.microbatches and self.steps_per_dispatch > 1:
+            raise ConfigError(
+                "microbatches needs steps_per_dispatch = 1: in a program of several steps, rounding depends on the "
+                f"number of devices, got {self.steps_per_dispatch}."
             )
         if self.mixing == "constrained" and not 0 < self.share < 1:
             raise ConfigError(f"share must lie strictly between 0 and 1 for constrained mixing, got {self.share}.")

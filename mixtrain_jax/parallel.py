@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mixtrain_jax.errors import ConfigError, MixtrainError
@@ -264,6 +265,91 @@ def fetch(tree: T) -> T:
         return leaf
 
     return jax.device_get(jax.tree.map(whole, tree))
+
+
+def map_microbatches(f: Callable[[Any, Any], Any], whole: Any, rows: Any, mesh: Mesh) -> Any:
+    """Apply a function to every microbatch of a batch: the same bits on any number of devices.
+
+    Each device loops over its share of the microbatches, and the loop's body is a program of its own, whose shapes know
+    nothing of the devices. To be called inside `jax.jit`.
+
+    Args:
+      f: `(whole, microbatch) -> pytree of arrays`; it closes over no traced array.
+      whole: a pytree of what every microbatch needs all of, such as parameters.
+      rows: a pytree of arrays `[microbatches, size, ...]`, as many microbatches as `padded` makes of their number.
+      mesh: the devices.
+
+    Returns:
+      What `f` returns, stacked: `[microbatches, ...]`.
+    """
+    return _in_shards(functools.partial(_loop, f), mesh, PartitionSpec(_AXIS))(whole, rows)
+
+
+def sum_microbatches(f: Callable[[Any, Any], Any], whole: Any, rows: Any, mesh: Mesh, count: int) -> Any:
+    """Sum a function over the first `count` microbatches, one after the other: the same bits on any number of devices.
+
+    Every device adds up its share of the entries for all microbatches: with one microbatch a device, as many numbers
+    are sent as for the all-reduce of a plain sum.
+
+    Args:
+      f: as for `map_microbatches`, its leaves of one dtype.
+      whole: as for `map_microbatches`.
+      rows: as for `map_microbatches`.
+      mesh: the devices.
+      count: microbatches that count; those behind are there to give all devices equally many.
+    """
+    example = jax.eval_shape(f, whole, jax.tree.map(lambda x: x[0], rows))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    flat, unravel = ravel_pytree(zeros)
+
+    def local(whole: Any, rows: Any) -> jax.Array:
+        parts = _loop(lambda whole, row: ravel_pytree(f(whole, row))[0], whole, rows)
+        if mesh.size > 1:
+            parts = jnp.pad(parts, ((0, 0), (0, padded(flat.size, mesh) - flat.size)))
+            parts = jax.lax.all_to_all(parts, _AXIS, 1, 0, tiled=True)  # [microbatches, entries of this device]
+        total = jax.lax.fori_loop(1, _opaque(count), lambda i, so_far: so_far + parts[i], parts[0])
+        return jax.lax.all_gather(total, _AXIS, tiled=True) if mesh.size > 1 else total
+
+    return unravel(_in_shards(local, mesh, PartitionSpec())(whole, rows)[: flat.size])
+
+
+def _in_shards(local: Callable[[Any, Any], Any], mesh: Mesh, out: PartitionSpec) -> Callable[[Any, Any], Any]:
+    if mesh.size == 1:
+        return local
+    given = (PartitionSpec(), PartitionSpec(_AXIS))
+    # Gradients inside are those of the shard alone, as `check_vma` would not have it.
+    return jax.shard_map(local, mesh=mesh, in_specs=given, out_specs=out, check_vma=False)
+
+
+def _loop(f: Callable[[Any, Any], Any], whole: Any, rows: Any) -> Any:
+    """`f` of each row, stacked, in a loop that XLA compiles alike however many rows there are.
+
+    All that an iteration computes on was carried to it, and what it computes is carried on: the row of the next one is
+    read, and the value of the last one is stored, beside `f` and not within its fusions, whose rounding could differ.
+    """
+    count, rows = len(jax.tree.leaves(rows)[0]), jax.lax.optimization_barrier(rows)  # else constants move into it
+
+    def read(i: Any) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), rows)
+
+    def store(stacked: Any, value: Any, i: Any) -> Any:
+        return jax.tree.map(lambda xs, x: jax.lax.dynamic_update_index_in_dim(xs, x, i, 0), stacked, value)
+
+    def body(i: jax.Array, carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        whole, row, value, stacked = carry
+        stacked = store(stacked, value, jnp.maximum(i - 1, 0))
+        # What an iteration does not change could leave the loop.
+        return jax.lax.optimization_barrier(whole), read(jnp.minimum(i + 1, count - 1)), f(whole, row), stacked
+
+    value = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, whole, read(0)))
+    stacked = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), value)
+    *_, value, stacked = jax.lax.fori_loop(0, _opaque(count), body, (whole, read(0), value, stacked))
+    return store(stacked, value, count - 1)
+
+
+def _opaque(count: int) -> jax.Array:
+    """A number that the compiler does not know: a loop of one step would be compiled into its surroundings."""
+    return jax.lax.optimization_barrier(jnp.int32(count))
 
 
 def settled(f: F, mesh: Mesh | None) -> F:

@@ -173,7 +173,7 @@ def test_both_limits_are_allowed_and_what_lies_beyond_is_refused(name):
     low, high = RANGES[name]
     beyond = {int: 1, float: 1e-6}[kind(name)]
     limits = f"at least {low} and finite" if high == UNLIMITED else f"{low} to {high}"
-    batch = {"batch_size": 10**6} if name == "robust_examples" else {}
+    batch = {"batch_size": 10**6} if name in ("robust_examples", "microbatches") else {}
     assert getattr(configured(**{name: low, **batch}), name) == low
     with pytest.raises(ConfigError, match=f"{name} must be a number, {limits}; got"):
         configured(**{name: low - beyond})

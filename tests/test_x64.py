@@ -15,6 +15,7 @@ PRESETS = {
     "mixtrain": {"mixing": "constant", "subsample": "epoch", "flip": True, "crop": 1},
     "mixtrain, constrained": {"mixing": "constrained", "target_on": "heldout", "choose": "best"},
     "mixtrain, authors": {"mixing": "authors", "model": "mlp", "robust_probability": 0.5, "steps_per_dispatch": 2},
+    "mixtrain, microbatches": {"mixing": "schedule", "model": "mlp", "microbatches": 4, "ramp_shape": "smooth"},
     "robust": {"trainer": "robust", "mixing": "convex", "bound": "crown_ibp", "robust_group": 3},
     "pgd": {"trainer": "pgd", "train_attack_steps": 1, "compute": "bfloat16", "warmup": 0.1},
     "standard": {"trainer": "standard", "model": "resnet", "width": 2},

@@ -192,6 +192,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         bad_steps=config.bad_steps,
         clean_group=bounds.group_size(None, functools.partial(apply, params), example.shape[1:]),
         robust_group=robust_group(config, functools.partial(apply, params), example.shape[1:]),
+        microbatches=config.microbatches,
         mesh=mesh,
         layout=config.params,
     )
@@ -571,16 +572,26 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
         method(config), functools.partial(setup.apply, setup.initial.params), split.images.shape[1:]
     )
 
+    def correct_of(params: Any, rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        images, labels = rows
+        logits_fn = functools.partial(setup.apply, params)
+        right = logits_fn(images).argmax(-1) == labels
+        ball = bounds.linf_ball(images, config.eps, setup.dataset.domain)
+        lower = bounds.margins(method(config), logits_fn, group=group)(ball, labels)
+        return right, right & (lower > 0).all(-1)
+
     @jax.jit
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits_fn = functools.partial(setup.apply, parallel.pin(params, setup.mesh, "replicated"))
-        right = logits_fn(batch.images).argmax(-1) == batch.labels
-        ball = bounds.linf_ball(batch.images, config.eps, setup.dataset.domain)
-        lower = bounds.margins(method(config), logits_fn, group=group)(ball, batch.labels)
-        return parallel.pin((right, right & (lower > 0).all(-1)), setup.mesh, "replicated")
+        params, rows = parallel.pin(params, setup.mesh, "replicated"), (batch.images, batch.labels)
+        if not config.microbatches:
+            return parallel.pin(correct_of(params, rows), setup.mesh, "replicated")
+        rows = jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), rows)
+        found = parallel.map_microbatches(correct_of, params, rows, setup.mesh)
+        return parallel.pin(jax.tree.map(jnp.ravel, found), setup.mesh, "replicated")
 
     # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.
-    size = parallel.padded(min(config.batch_size, count), setup.mesh)
+    each = -(-min(config.batch_size, count) // max(config.microbatches, 1))
+    size = each * parallel.padded(config.microbatches, setup.mesh) or parallel.padded(each, setup.mesh)
     rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
     correct = parallel.settled(correct, setup.mesh)
     batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]

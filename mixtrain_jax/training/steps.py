@@ -43,8 +43,8 @@ class Batch:
         return len(self.labels) if self.count is None else self.count
 
 
-# (key, params, batch) -> losses [n] and what is right of their examples [n]
-ExampleLoss = Callable[[jax.Array, Any, Batch], tuple[jax.Array, jax.Array]]
+# (key, params, step, batch) -> losses [n] and what is right of their examples [n]
+ExampleLoss = Callable[[jax.Array, Any, jax.Array, Batch], tuple[jax.Array, jax.Array]]
 # (key, logits_fn, batch, eps) -> margins [n, classes - 1] in the worst case, as a sound bound or an attack has it.
 WorstCase = Callable[[jax.Array, LogitsFn, Batch, jax.Array], jax.Array]
 
@@ -83,23 +83,58 @@ def computed_in(apply: Apply, dtype: jax.typing.DTypeLike) -> Apply:
     return apply_in
 
 
-def grouped(batch: Batch, group: int | None, mesh: Mesh | None) -> tuple[tuple[jax.Array, ...], int | None]:
-    """Images, labels, weights in a mean and numbers, so many that groups come out even, and the size of a group.
+Rows = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # images, labels, weights in the mean, numbers
+
+
+def filled(batch: Batch, count: int) -> Rows:
+    """The examples of a batch, the last one again until there are `count`, with weight 0."""
+    index = np.arange(count)
+    weights = np.where(index < len(batch), np.float32(1 / len(batch)), np.float32(0))
+    images, labels = batch.images, batch.labels
+    if count != len(labels):
+        index = np.minimum(index, len(labels) - 1)
+        images, labels = images[index], labels[index]
+    return images, labels, jnp.asarray(weights), jnp.arange(count)
+
+
+def even(count: int, group: int | None, devices: int = 1) -> tuple[int, int | None]:
+    """The number of rows to which `count` are filled up for groups to come out even, and the size of a group.
+
+    Args:
+      count: of examples.
+      group: how many at a time on each device, about; None for all.
+      devices: that share a group.
+    """
+    if group is None or (groups := -(-count // (group * devices))) <= 1:
+        return count, None
+    size = -(-count // (groups * devices)) * devices
+    return groups * size, size
+
+
+def grouped(batch: Batch, group: int | None, mesh: Mesh | None) -> tuple[Rows, int | None]:
+    """The rows of a batch, so many that groups come out even, and the size of a group.
 
     Args:
       batch: the examples.
       group: how many at a time on each device, about; None for all.
       mesh: the devices.
     """
-    count, size = len(batch.labels), None
-    rows = np.arange(count)
-    if group is not None and (groups := -(-count // (group * (mesh.size if mesh else 1)))) > 1:
-        size = -(-count // groups)
-        size = parallel.padded(size, mesh) if mesh else size
-        rows = np.minimum(np.arange(groups * size), count - 1)
-    weights = np.where(np.arange(len(rows)) < len(batch), np.float32(1 / len(batch)), np.float32(0))
-    images, labels = (batch.images, batch.labels) if len(rows) == count else (batch.images[rows], batch.labels[rows])
-    return (images, labels, jnp.asarray(weights), jnp.arange(len(rows))), size
+    count, size = even(len(batch.labels), group, mesh.size if mesh else 1)
+    return filled(batch, count), size
+
+
+def microbatched(batch: Batch, group: int | None, mesh: Mesh, count: int) -> tuple[Rows, int | None]:
+    """The rows of a batch as `[microbatches, size, ...]`, equally many microbatches a device, and the size of a group.
+
+    Args:
+      batch: the examples.
+      group: how many at a time, about; None for all of a microbatch.
+      mesh: the devices.
+      count: of microbatches; what the devices fill it up with has no examples that count.
+    """
+    each, size = even(-(-len(batch) // count), group)
+    count = parallel.padded(count, mesh)
+    return jax.tree.map(lambda x: x.reshape(count, each, *x.shape[1:]), filled(batch, count * each)), size
 
 
 class Part(NamedTuple):
@@ -136,6 +171,7 @@ def make_steps(
     bad_steps: int = 0,
     clean_group: int | None = None,
     robust_group: int | None = None,
+    microbatches: int = 0,
     mesh: Mesh | None = None,
     layout: parallel.Layout = "replicated",
 ) -> Steps:
@@ -155,26 +191,37 @@ def make_steps(
       bad_steps: how many steps in a row may be skipped; after one more the state stands still.
       clean_group: of how many examples the clean loss is computed at a time, on each device; None for all.
       robust_group: the same for the robust loss.
+      microbatches: parts of a batch whose gradients are summed in a fixed order, for the same bits on any number of
+        devices; 0 for sums in the order that is fastest. Needs a mesh, and a replicated state.
       mesh: the devices; None for one.
       layout: of the state on them; `rows` is none for a state.
     """
 
     def part(loss: ExampleLoss, state: TrainState, batch: Batch, group: int | None) -> Part:
         params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
-        rows, size = grouped(batch, group, mesh)
 
-        def mean(params: Any, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        def mean(params: Any, step: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
             images, labels, weights, number = rows
-            key_of_group = jax.random.fold_in(jax.random.fold_in(key, state.step), number[0])
-            values, right = loss(key_of_group, params, Batch(images, labels))
+            key_of_group = jax.random.fold_in(jax.random.fold_in(key, step), number[0])
+            values, right = loss(key_of_group, params, step, Batch(images, labels))
             return (weights * values).sum(), jnp.where(right, weights, 0).sum()
 
         gradients = ordered(jax.value_and_grad(mean, has_aux=True))
-        (value, accuracy), gradient = total(lambda rows: gradients(params, rows), rows, size)
+
+        def summed(whole: tuple[Any, jax.Array], rows: Rows, size: int | None) -> Any:
+            return total(lambda rows: gradients(*whole, rows), rows, size)
+
+        whole = (params, state.step)
+        if microbatches and mesh is not None:
+            rows, size = microbatched(batch, group, mesh, microbatches)
+            summed = functools.partial(summed, size=size)
+            (value, accuracy), gradient = parallel.sum_microbatches(summed, whole, rows, mesh, microbatches)
+        else:
+            (value, accuracy), gradient = summed(whole, *grouped(batch, group, mesh))
         return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
 
     def clean(state: TrainState, batch: Batch) -> Part:
-        def loss(key: jax.Array, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        def loss(key: jax.Array, params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
             logits = apply(params, batch.images)
             return losses.clean_loss(logits, batch.labels), logits.argmax(-1) == batch.labels
 
@@ -190,9 +237,9 @@ def make_steps(
             picked = parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows")
             batch = Batch(*picked, count=k)
 
-        def loss(key: jax.Array, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        def loss(key: jax.Array, params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
             logits_fn = functools.partial(robust_apply or apply, params)
-            lower = worst_case(key, logits_fn, batch, jnp.asarray(eps(state.step), batch.images.dtype))
+            lower = worst_case(key, logits_fn, batch, jnp.asarray(eps(step), batch.images.dtype))
             return losses.robust_loss(lower), (lower > 0).all(-1)
 
         return part(loss, state, batch, robust_group)
