@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fault_cases import datasets, folders, inputs, memory, numbers, peers, processes, saved
+from fault_cases import datasets, folders, inputs, killing, memory, numbers, peers, processes, saved
 from fault_cases.trials import Case, Trial
 
 from mixtrain_jax import environment
@@ -60,6 +60,7 @@ CASES = {
     "F15": Entry("checkpoints of another network or optimizer", saved.foreign, 40),
     "F16": Entry("odd clocks, hosts and consoles", folders.surroundings, 8),
     "F17": Entry("little memory", memory.little_memory, 5, True),
+    "F18": Entry("10 SIGKILLs of one run, half of them while it saves, then resumed", killing.chains, 10, True),
     "X1": Entry("config files and overrides made at random", inputs.configs, 10_000),
     "X2": Entry("damaged ONNX files", inputs.onnx_files, 10_000),
     "X4": Entry("damaged parameters and certificates, bombs", inputs.foreign_files, 10_000),
