@@ -119,7 +119,7 @@ class Config:
     params: Literal["replicated", "fsdp"] = "replicated"
     """Where there are several devices: replicated, parameters and optimizer state whole on each; fsdp, their large arrays split among them."""  # noqa: E501  a line of help
     microbatches: Annotated[int, Range(0, 4096)] = 0
-    """Parts of a batch whose gradients are summed in a fixed order, which gives the same parameters, bit for bit, on any number of devices; 0 for the fastest order; 0 to batch_size, at most 4096."""  # noqa: E501  a line of help
+    """Parts of a batch whose gradients are summed in a fixed order, which gives the same parameters, bit for bit, on any number of devices; 0 for the fastest order, at most batch_size; 0 to 4096."""  # noqa: E501  a line of help
     points: Annotated[int, Range(1, 10**6)] = 40
     """How often training logs and measures on the held-out examples, over the whole run; 1 to 1000000."""
     steps_per_dispatch: Annotated[int, Range(1, 10**4)] = 1
