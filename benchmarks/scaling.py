@@ -272,7 +272,7 @@ XLA's optimizations.
 
 With `microbatches = 8` gradients are summed over eight fixed parts of a batch in a fixed order, and a run ends with the
 same bits on 1, 2, 4 and 8 devices. What that costs, on devices that are threads of one machine; the ratio is the median
-over rounds in turns:
+over rounds in turns, taken while other work had most of the two cores:
 
 {order}
 
