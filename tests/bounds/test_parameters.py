@@ -55,13 +55,19 @@ def _samples(lower: np.ndarray, upper: np.ndarray, numbers: tuple[float, ...]) -
     return np.clip(np.concatenate([low + t * (high - low), near_zero, *special]).astype(np.float32), lower, upper)
 
 
+def _bounded(method: Any, f: Callable[[jax.Array], jax.Array], box: mt.Interval) -> mt.Interval:
+    """Bounds in floating point, NaN where nothing is known: under `vmap` that is no error."""
+    batch = jax.vmap(method(f, sound=True))(jax.tree.map(lambda x: x[None], box))
+    return jax.tree.map(lambda x: x[0], batch)
+
+
 def _assert_holds(f: Callable[[jax.Array], jax.Array], box: mt.Interval, points: np.ndarray) -> None:
     with jax.enable_x64(True):
         exact = np.asarray(f(jnp.asarray(points, jnp.float64)))
     deployed = np.asarray(jax.jit(f)(jnp.asarray(points))).astype(np.float64)
     known = np.isfinite(deployed) & (np.abs(exact) < 3e38)
     for method in METHODS:
-        out = method(f, sound=True)(box)
+        out = _bounded(method, f, box)
         lower, upper = (np.asarray(end, np.float64) for end in (out.lower, out.upper))
         for values in (exact, deployed):
             outside = known & ((values < lower) | (values > upper))  # NaN certifies nothing
@@ -106,6 +112,6 @@ def test_parameters_that_are_no_numbers_certify_nothing_false(f: Callable[..., A
 def test_a_remainder_of_a_division_by_zero_is_unknown() -> None:
     box = mt.Interval(jnp.array([1.0, 1.0]), jnp.array([2.0, 2.0]))
     for divisor in (0.0, NAN):
-        out = mt.ibp(lambda x, y=divisor: jax.lax.rem(x, jnp.array([y, 1.0])))(box)
+        out = _bounded(mt.ibp, lambda x, y=divisor: jax.lax.rem(x, jnp.array([y, 1.0])), box)
         assert np.isnan([out.lower[0], out.upper[0]]).all()
-        assert out.upper[1] == 1
+        np.testing.assert_allclose(out.upper[1], 1, rtol=1e-6)
