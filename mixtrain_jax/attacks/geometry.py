@@ -75,7 +75,8 @@ def check(
     batch = jax.ShapeDtypeStruct((batch_size or np.size(labels), *jnp.shape(x)[1:]), jnp.asarray(x).dtype)
     logits = jax.eval_shape(logits_fn, batch)
     check_classes("An attack", logits.shape)
-    check_labels("An attack", np.asarray(labels), logits.shape[-1])
+    # An array of several processes can't be brought here; its largest entry can.
+    check_labels("An attack", labels if isinstance(labels, jax.Array) else np.asarray(labels), logits.shape[-1])
 
 
 def project(ball: Interval, points: jax.Array) -> jax.Array:

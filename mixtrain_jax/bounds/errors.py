@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -25,7 +26,7 @@ def check_classes(who: str, shape: Sequence[int]) -> None:
         )
 
 
-def check_labels(who: str, labels: np.ndarray, classes: int) -> None:
+def check_labels(who: str, labels: np.ndarray | jax.Array, classes: int) -> None:
     """Refuse labels that are no classes.
 
     Raises:

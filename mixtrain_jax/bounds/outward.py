@@ -19,6 +19,8 @@ def concrete(x: ArrayLike) -> np.ndarray | None:
     """The values of an array; None where it is traced and has none yet. Checks made with it stay out of the trace."""
     if isinstance(x, jax.core.Tracer) or jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
         return None  # a random key has no values either
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return None  # some are on the devices of other processes
     return np.asarray(x)
 
 
