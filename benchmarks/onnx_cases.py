@@ -113,6 +113,20 @@ def over_time(op: str, outputs: int, **attributes: Any) -> list[onnx.NodeProto]:
     ]
 
 
+def branches(condition: str) -> onnx.NodeProto:
+    """An If of constants of its own and values around it."""
+    made = {
+        "then": [node("Constant", [], "two", value_float=2.0), node("Mul", ["images", "two"], "then")],
+        "else": [node("Add", ["images", "w"], "sum"), node("Relu", ["sum"], "else")],
+    }
+    value = helper.make_tensor_value_info
+    graphs = {
+        f"{name}_branch": helper.make_graph(nodes, name, [], [value(name, TensorProto.FLOAT, None)])
+        for name, nodes in made.items()
+    }
+    return node("If", [condition], **graphs)
+
+
 def recurrent_weights(gates: int, directions: int = 1) -> Inputs:
     """Weights of four inputs and two hidden units."""
     sizes = {"w": (directions, 2 * gates, 4), "r": (directions, 2 * gates, 2), "b": (directions, 4 * gates)}
@@ -453,6 +467,10 @@ CASES |= reductions() | {
             node("Add", ["images", "c"]),
         ],
     ),
+    **{
+        f"If {chosen}": Case("If", WIDE, {"w": normal(8), "c": np.array(chosen)}, nodes=[branches("c")])
+        for chosen in (True, False)
+    },
     "Mod of integers": Case(
         "Mod",
         WIDE,

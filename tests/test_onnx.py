@@ -11,7 +11,7 @@ import onnx
 import onnx_operators
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_cases import CASES, WIDE, classifier, integers, normal
+from onnx_cases import CASES, WIDE, branches, classifier, integers, normal
 
 import mixtrain_jax as mt
 from mixtrain_jax.attacks import pgd
@@ -142,6 +142,18 @@ def test_a_network_that_ends_with_the_class_is_read_as_its_logits(op, tmp_path):
     refused(files.graph(nodes, {"w": normal((8, 3))}, ["n", 8], 17, output="out"), tmp_path, "along axis 0")
     nodes = [helper.make_node("ArgMax", ["images"], ["i"], axis=1), helper.make_node("Cast", ["i"], ["out"], to=1)]
     refused(classifier(nodes, {}, WIDE, 17), tmp_path, "integers of the images")
+
+
+def test_a_branch_is_chosen_by_what_is_known_alone(tmp_path):
+    nodes = [helper.make_node("ReduceMax", ["images"], ["m"], keepdims=0), helper.make_node("Less", ["m", "z"], ["c"])]
+    model = classifier([*nodes, branches("c")], {"z": np.array(0, np.float32), "w": normal(8)}, WIDE, 17)
+    refused(model, tmp_path, "condition depends on the images")
+    model = CASES["If True"].model(17)
+    model.graph.node[0].attribute[0].g.node[-1].input[0] = "nowhere"
+    refused(model, tmp_path, "wants 'nowhere'.*dangles")
+    model = CASES["If True"].model(17)
+    model.graph.node[0].attribute[0].g.output.append(model.graph.node[0].attribute[0].g.output[0])
+    refused(model, tmp_path, "has 1 outputs, a branch of it 2")
 
 
 def test_weights_are_parameters_and_shapes_are_not(tmp_path):
@@ -488,11 +500,18 @@ def bomb(op, weights, inputs=("sizes",)):
         bomb("Pad", {"sizes": integers(0, 2**40, 0, 0)}, ("images", "sizes")),
         bomb("Add", {"a": np.zeros((2**12, 1), np.int64), "b": np.zeros((1, 2**12), np.int64)}, ("a", "b")),
         bomb("Gather", {"a": np.zeros((1, 2**12), np.int64), "b": np.zeros(2**12, np.int64)}, ("a", "b")),
+        bomb("Tile", {"a": integers(1, 2), "b": integers(2**40)}, ("a", "b")),
+        bomb("Tile", {"b": integers(1, 2**40)}, ("images", "b")),
+        bomb("Range", {"a": np.array(0), "b": np.array(2**62), "c": np.array(1)}, ("a", "b", "c")),
+        bomb("OneHot", {"a": integers(1), "b": np.array(2**40), "c": integers(0, 1)}, ("a", "b", "c")),
+        bomb("Resize", {"b": integers(3, 2**40)}, ("images", "", "", "b")),
+        bomb("Resize", {"b": np.array([1, 1e30], np.float32)}, ("images", "", "b")),
+        bomb("EyeLike", {"a": np.zeros((2**11, 2**11), np.int64)}, ("a",)),
     ],
-    ids=range(7),
+    ids=range(14),
 )
 def test_a_few_bytes_cannot_ask_for_much_memory(model, tmp_path):
-    refused(model, tmp_path, r"constant of shape|too large|cannot take inputs")
+    refused(model, tmp_path, r"constant of shape|too large|cannot take inputs|too many|not understood|makes floats")
 
 
 def test_values_that_double_with_every_node_are_refused(tmp_path):

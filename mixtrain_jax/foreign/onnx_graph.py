@@ -46,6 +46,23 @@ class Node(NamedTuple):
     types: tuple[tuple[frozenset[str], str], ...]
 
 
+class Branch(NamedTuple):
+    """What an If may do: nodes that read values of the graph around them, and constants of their own."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    constants: dict[str, np.ndarray]
+
+    def captured(self) -> tuple[str, ...]:
+        """Names that it reads of the graph around it, each once."""
+        made, read = set(self.constants), {}
+        for node in self.nodes:
+            read.update((name, None) for name in node.inputs if name and name not in made)
+            made.update(node.outputs)
+        read.update((name, None) for name in self.outputs if name not in made)
+        return tuple(read)
+
+
 class Graph(NamedTuple):
     """A feed-forward graph, its nodes in an order in which they can be computed.
 
@@ -322,6 +339,10 @@ class _Reader(NamedTuple):
         given = self._given(proto, old, where)
         if proto.op_type == "Constant":  # exactly one attribute says what it is
             return Node(proto.op_type, where, tuple(inputs), tuple(proto.output), given, tuple(types))
+        for branch in (value for value in given.values() if isinstance(value, Branch)):
+            if len(branch.outputs) != len(proto.output):
+                raise ModelError(f"{where} has {len(proto.output)} outputs, a branch of it {len(branch.outputs)}.")
+            inputs += [name for name in branch.captured() if name not in inputs]
         attributes, moved = renewed(proto.op_type, given, old, new)
         endless = [name for name, v in given.items() if isinstance(v, float) and not math.isfinite(v)]
         if not moved and endless:
@@ -359,11 +380,24 @@ class _Reader(NamedTuple):
                 )
             if attribute.type != schema.kinds[attribute.name] or attribute.ref_attr_name:
                 raise ModelError(f"{where}: the attribute {attribute.name!r} is of a wrong type.")
-            given[attribute.name] = _value(attribute, self.folder, where)
+            inner = attribute.type == 5 and proto.op_type == "If"
+            given[attribute.name] = self._branch(attribute.g) if inner else _value(attribute, self.folder, where)
         missing = [name for name in schema.required if name not in given]
         if missing:
             raise ModelError(f"{where} lacks the attribute {missing[0]!r}.")
         return given
+
+    def _branch(self, proto: Any) -> Branch:
+        reader, nodes = self._replace(initializers={}), []
+        for tensor in proto.initializer:
+            reader.initializers[tensor.name] = self.folder.tensor(tensor, f"the initializer {tensor.name!r}")
+        for i, proto_node in enumerate(proto.node):
+            node = reader.node(proto_node, i)
+            if node.op == "Constant":
+                reader.initializers[node.outputs[0]] = _constant(node)
+            else:
+                nodes.append(node)
+        return Branch(tuple(nodes), tuple(value.name for value in proto.output), reader.initializers)
 
 
 def _schemas(onnx: Any) -> Callable[[str, int], Schema | None]:

@@ -8,7 +8,7 @@ LayerNormalization, fails on Clip, and cannot compile shapes that are computed. 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from mixtrain_jax.foreign.onnx_ops import ENDS, FOLDABLE, KNOWN_INPUTS, MAX_KNOW
 MAX_BYTES = 2**30
 _MAX_ENTRIES = 2**26  # of a value, for each image
 _MAX_KNOWN_TOTAL = 16 * MAX_KNOWN
-_SUPPORTED = frozenset({*OPERATIONS, "Constant"})
+_SUPPORTED = frozenset({*OPERATIONS, "Constant", "If"})
 _TYPES = {"float32": "tensor(float)", "float64": "tensor(double)"}  # as schemas call them; others: tensor(dtype)
 
 Values = dict[str, Any]
@@ -215,19 +215,36 @@ def _wanted_known(graph: Graph) -> set[str]:
 
 def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Array:
     values[graph.input] = images
-    limit, known = _MAX_ENTRIES * max(len(images), 1), 0
-    for node in graph.nodes:
+    _run_nodes(graph.nodes, values, graph.output, _MAX_ENTRIES * max(len(images), 1))
+    logits = values[graph.output]
+    if is_known(logits):
+        raise ModelError(f"{path}: the output does not depend on the images.")
+    return logits
+
+
+def _run_nodes(nodes: Sequence[Node], values: Values, output: str, limit: int) -> None:
+    """Add what nodes compute to the values."""
+    known = 0
+    for node in nodes:
+        inputs = [values[name] if name else None for name in node.inputs]
         with jax.named_scope(node.where.rpartition(": ")[2]):
-            outputs = _compute(node, [values[name] if name else None for name in node.inputs], graph.output)
+            outputs = _one_branch(node, inputs, limit) if node.op == "If" else _compute(node, inputs, output)
         for name, value in zip(node.outputs, outputs, strict=False):
             known += value.size if is_known(value) else 0
             if value.size > limit or known > _MAX_KNOWN_TOTAL:
                 raise ModelError(f"{node.where} makes an array of shape {list(value.shape)}: too large, refused.")
             values[name] = value
-    logits = values[graph.output]
-    if is_known(logits):
-        raise ModelError(f"{path}: the output does not depend on the images.")
-    return logits
+
+
+def _one_branch(node: Node, inputs: list[Any], limit: int) -> tuple[Any, ...]:
+    """The outputs of an If whose condition is known."""
+    condition, *captured = inputs
+    if not is_known(condition) or condition.dtype != bool or condition.size != 1:
+        raise ModelError(f"{node.where}: its condition depends on the images; only a known one is supported.")
+    branch = node.attributes["then_branch" if condition.item() else "else_branch"]
+    values = {**dict(zip(node.inputs[1:], captured, strict=True)), **branch.constants}
+    _run_nodes(branch.nodes, values, "", limit)
+    return tuple(values[name] for name in branch.outputs)
 
 
 def _compute(node: Node, inputs: list[Any], output: str) -> tuple[Any, ...]:

@@ -26,7 +26,15 @@ from mixtrain_jax.foreign.onnx_ops.values import MAX_KNOWN, Operators, is_known
 __all__ = ["ENDS", "FOLDABLE", "KNOWN_INPUTS", "MAX_KNOWN", "OPERATIONS", "is_known"]
 
 # Inputs that should be known, where a weight could stand as well.
-KNOWN_INPUTS = {"Clip": (1, 2), "Dropout": (1,), "Pad": (2,), "Pow": (1,), "Resize": (1, 2), "Upsample": (1,)}
+KNOWN_INPUTS = {
+    "Clip": (1, 2),
+    "Dropout": (1,),
+    "If": (0,),
+    "Pad": (2,),
+    "Pow": (1,),
+    "Resize": (1, 2),
+    "Upsample": (1,),
+}
 # What shape arithmetic is made of. Each bounds its work by the sizes of its inputs, or by MAX_KNOWN.
 FOLDABLE: Operators = {
     **arithmetic.OPERATIONS,
