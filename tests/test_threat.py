@@ -194,6 +194,11 @@ def test_a_center_that_is_narrowed_is_still_covered():
     assert (l2 - Fraction(eps)) ** 2 >= sum(m * m for m in moved)
 
 
+def test_offsets_of_properties_are_rounded_down():
+    for offset in (0.1, -0.1, 0.7, -0.7, 1 / 3):
+        assert Fraction(float(mt.bounds.inequality([1.0], offset).offset)) <= Fraction(offset)
+
+
 def test_rounding_is_to_the_next_number():
     for dtype in (np.float32, jnp.bfloat16):
         values = np.concatenate(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.errors import BoundsError
+from mixtrain_jax.bounds.outward import round_down
 from mixtrain_jax.bounds.symbolic import Method
 
 
@@ -39,8 +40,8 @@ def inequality(row: ArrayLike, offset: ArrayLike = 0.0) -> Inequality:
     """The property `sum(row * y) + offset > 0` of an output `y`.
 
     Args:
-      row: coefficients, of the output's shape.
-      offset: a scalar.
+      row: coefficients, of the output's shape, as their dtype in jax has them.
+      offset: a scalar, rounded down to its dtype in jax: what is proved holds for the decimal number.
 
     Raises:
       BoundsError: where a coefficient is not finite or the offset is no finite scalar.
@@ -48,7 +49,10 @@ def inequality(row: ArrayLike, offset: ArrayLike = 0.0) -> Inequality:
     row, offset = np.asarray(row), np.asarray(offset)
     if offset.ndim or not np.isfinite(offset) or not np.all(np.isfinite(row)):
         raise BoundsError(f"inequality wants finite coefficients and a finite scalar offset, got {row} and {offset}.")
-    return Inequality(jnp.asarray(row), jnp.asarray(offset))
+    kind = jnp.result_type(offset)
+    return Inequality(
+        jnp.asarray(row), jnp.asarray(round_down(offset, kind) if jnp.issubdtype(kind, jnp.floating) else offset)
+    )
 
 
 def all_of(*parts: Property) -> Junction:
