@@ -213,7 +213,8 @@ def test_ranges_stop_where_the_domain_does() -> None:
         return [float(x) for x in found]
 
     assert range_of("SQRT", 0.0, 4.0) == [0.0, 2.0]
-    for name, lower, upper in (("SQRT", -1.0, 4.0), ("LOG", 0.0, 1.0), ("RECIPROCAL", -1.0, 2.0), ("TAN", 1.0, 2.0)):
+    assert range_of("LOG", 0.0, 1.0) == [-np.inf, 0.0]
+    for name, lower, upper in (("SQRT", -1.0, 4.0), ("LOG", -1.0, 1.0), ("RECIPROCAL", -1.0, 2.0), ("TAN", 1.0, 2.0)):
         assert range_of(name, lower, upper) == [-np.inf, np.inf]
     assert range_of("RECIPROCAL", -2.0, -0.5) == [-2.0, -0.5]
     assert range_of("SIN", -np.inf, 2.0) == [-1.0, 1.0]
