@@ -184,20 +184,27 @@ class _Planes:
 
 
 def _within_reach(x: Interval, axis: tuple[int, ...]) -> Interval:
-    """The box with exponents that vanish beside the largest, such as a mask's -inf, raised to where they still do."""
-    least = jax.lax.stop_gradient(x.upper.max(axis, keepdims=True)) - 800
-    return Interval(jnp.maximum(x.lower, least), jnp.maximum(x.upper, least))
+    """The box with what vanishes beside others wherever it is, such as a mask's -inf, raised to where it still does.
+
+    To vanish, an upper end has to be far below the highest *lower* end: that is all the largest entry is sure to reach.
+    """
+    least = jax.lax.stop_gradient(x.lower.max(axis, keepdims=True)) - 800
+    gone = x.upper < least
+    return Interval(jnp.where(gone, least, x.lower), jnp.where(gone, least, x.upper))
 
 
 def _others(x: Interval, axis: tuple[int, ...]) -> Interval:
     """Range of `log(sum over j of exp(x_j - x_i))`: every exponent but that of `i`, which is 0, is at its end."""
-    x = _within_reach(x, axis)
+    # What is subtracted keeps its value, as far as it is finite: of a logarithm it is all there is.
+    end = -float(jnp.finfo(x.dtype).max) / 4
+    own, x = Interval(jnp.maximum(x.lower, end), jnp.maximum(x.upper, end)), _within_reach(x, axis)
 
     def flat(v: jax.Array) -> jax.Array:
         v = jnp.moveaxis(v, axis, range(-len(axis), 0))
         return v.reshape(*v.shape[: v.ndim - len(axis)], -1)
 
     low, high = flat(x.lower), flat(x.upper)
+    own_low, own_high = flat(own.lower), flat(own.upper)
     same = jnp.eye(low.shape[-1], dtype=bool)
 
     def unflat(v: jax.Array) -> jax.Array:
@@ -207,7 +214,7 @@ def _others(x: Interval, axis: tuple[int, ...]) -> Interval:
     def total(one: jax.Array, other: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(jnp.where(same, 0, other[..., None, :] - one[..., :, None]), -1)
 
-    return Interval(unflat(total(high, low)), unflat(total(low, high)))
+    return Interval(unflat(total(own_high, low)), unflat(total(own_low, high)))
 
 
 def _axes(op: Op) -> tuple[int, ...]:

@@ -113,3 +113,15 @@ def test_a_bound_that_overflowed_takes_nothing_from_another() -> None:
     for pair in ((mt.Interval(nan, nan), mt.Interval(-one, one)), (mt.Interval(-one, one), mt.Interval(nan, nan))):
         box = mt.bounds.intersect(*pair)
         assert (box.lower[0], box.upper[0]) == (-1, 1)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_softmax_of_boxes_wider_than_its_exponents(sound: bool) -> None:
+    """The highest entry may be the lowest of its box: nothing vanishes beside what is not sure to be there."""
+    ends = np.array([0.0, 0.0, -2e5], np.float32), np.array([3e3, 1e3, -1e5], np.float32)
+    corners = np.stack([np.where(pick, *ends) for pick in np.ndindex(2, 2, 2)])
+    for f in (jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp):
+        reached = np.asarray(jax.vmap(f)(corners))
+        for bound in jit(lambda b, f=f: [mt.ibp(f, sound=sound)(b), mt.crown_ibp(f, sound=sound)(b)])(_box(ends)):
+            low, high = np.asarray(bound.lower)[None], np.asarray(bound.upper)[None]
+            assert np.all((low <= reached + 0.1) & (reached - 0.1 <= high)), f
