@@ -113,6 +113,31 @@ def residual(seed: int = 0, opset: int = 18) -> onnx.ModelProto:
     return graph(nodes, {**weights, **known}, [2, 2, 5, 5], opset)
 
 
+def legacy(seed: int = 0, opset: int = 9) -> onnx.ModelProto:
+    """Operators of opset 9 whose attributes became inputs later, and a Softmax over several axes."""
+    normal = np.random.default_rng(seed).normal
+    weights = {"w": normal(size=(4, 1, 3, 3)) / 3, "fc": normal(size=(36, 3)) / 6}
+    statistics = {name: normal(size=4) ** 2 + 0.1 for name in ("scale", "bias", "mean", "var")}
+    nodes = [
+        helper.make_node("Pad", ["images"], ["a"], pads=[0, 0, 1, 1, 0, 0, 1, 1], mode="constant", value=0.5),
+        helper.make_node("Conv", ["a", "w"], ["b"], kernel_shape=[3, 3]),
+        helper.make_node("BatchNormalization", ["b", *statistics], ["c"], epsilon=1e-3),
+        helper.make_node("Clip", ["c"], ["d"], min=0.0, max=6.0),
+        helper.make_node("Slice", ["d"], ["e"], axes=[2, 3], starts=[1, -4], ends=[4, 99]),
+        helper.make_node("Unsqueeze", ["e"], ["f"], axes=[2]),
+        helper.make_node("Squeeze", ["f"], ["g"], axes=[2]),
+        helper.make_node("Softmax", ["g"], ["h"], axis=2),
+        helper.make_node("Split", ["h"], ["i", "j"], axis=3, split=[3, 1]),
+        helper.make_node("Flatten", ["i"], ["k"], axis=1),
+        helper.make_node("Dropout", ["k"], ["l"], ratio=0.5),
+        helper.make_node("MatMul", ["l", "fc"], ["m"]),
+        helper.make_node("ReduceMax", ["j"], ["n"], axes=[1, 2], keepdims=0),
+        helper.make_node("Add", ["m", "n"], ["logits"]),
+    ]
+    weights = {name: value.astype(np.float32) for name, value in {**weights, **statistics}.items()}
+    return graph(nodes, weights, ["n", 1, 6, 6], opset)
+
+
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     """The bytes with one to eight of them changed, or cut short, or with a few inserted or cut out."""
     changed = bytearray(data)
@@ -173,7 +198,7 @@ def judge(data: bytes, folder: Path, shape: tuple[int, ...]) -> str:
     return "same" if agree(ours, theirs) else "different"
 
 
-SEEDS = ((mlp, (4, 6)), (convnet, (4, 1, 8, 8)), (residual, (2, 2, 5, 5)))
+SEEDS = ((mlp, (4, 6)), (convnet, (4, 1, 8, 8)), (residual, (2, 2, 5, 5)), (legacy, (3, 1, 6, 6)))
 
 
 def main() -> None:

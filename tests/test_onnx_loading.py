@@ -1,4 +1,5 @@
 import sys
+import time
 
 import mutated_onnx as files
 import numpy as np
@@ -303,3 +304,15 @@ def test_a_check_against_onnxruntime_sees_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match="pip install onnxruntime"):
         load_onnx(path, check=True)
+
+
+def test_a_graph_of_thousands_of_nodes_loads_in_seconds(tmp_path):
+    """Of processor time: a busy machine takes longer."""
+    nodes, last = [], "images"
+    for i in range(1500):
+        nodes += [node("Add", [last, "w"], [f"a{i}"]), node("Relu", [f"a{i}"], [f"b{i}"])]
+        last = f"b{i}"
+    nodes.append(node("Identity", [last], ["out"]))
+    path, start = saved(classifier(nodes, {"w": normal(8)}, WIDE, 17), tmp_path), time.process_time()
+    load_onnx(path)
+    assert time.process_time() - start < 10

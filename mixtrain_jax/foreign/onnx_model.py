@@ -215,7 +215,8 @@ def _wanted_known(graph: Graph) -> set[str]:
 
 def _run(graph: Graph, values: Values, images: jax.Array, path: Path) -> jax.Array:
     values[graph.input] = images
-    _run_nodes(graph.nodes, values, graph.output, _MAX_ENTRIES * max(len(images), 1))
+    with np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("strict"):
+        _run_nodes(graph.nodes, values, graph.output, _MAX_ENTRIES * max(len(images), 1))
     logits = values[graph.output]
     if is_known(logits):
         raise ModelError(f"{path}: the output does not depend on the images.")
@@ -253,8 +254,7 @@ def _compute(node: Node, inputs: list[Any], output: str) -> tuple[Any, ...]:
     operation = (ENDS if node.op in ENDS and output == node.outputs[0] else OPERATIONS)[node.op]
     more = {"outputs": len(node.outputs)} if node.op == "Split" else {}
     try:
-        with np.errstate(all="ignore"), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("strict"):
-            result = _evaluated(node, operation, inputs, more)
+        result = _evaluated(node, operation, inputs, more)
     except ModelError as error:
         raise ModelError(f"{node.where}: {error}.") from None
     except Exception as error:

@@ -71,10 +71,6 @@ def _clip(attributes: Attributes, x: Array, low: Array | None = None, high: Arra
     return x if high is None else jnp.minimum(x, high)
 
 
-def _relu(attributes: Attributes, x: Array) -> Array:
-    return jax.nn.relu(jnp.asarray(x))
-
-
 def _prelu(attributes: Attributes, x: Array, slope: Array) -> Array:
     rank = x.ndim
     if np.broadcast_shapes(x.shape, slope.shape) != x.shape:
@@ -166,7 +162,7 @@ OPERATIONS: Operators = {
     "PRelu": _prelu,
     "Pow": _power,
     "Reciprocal": unary(lambda x: 1 / x),
-    "Relu": _relu,
+    "Relu": unary(jax.nn.relu),
     "Round": unary(jnp.round),
     "Selu": lambda attributes, x: attributes["gamma"] * jax.nn.elu(jnp.asarray(x), attributes["alpha"]),
     "Sigmoid": unary(jax.nn.sigmoid),

@@ -79,12 +79,14 @@ def together(*arrays: Array) -> tuple[Array, ...]:
     """All of one rank, checked to broadcast to something of a sane size."""
     numpy = numpy_of(*arrays)
     shape = allowed(np.broadcast_shapes(*(x.shape for x in arrays)), numpy)
-    return tuple(x.reshape((1,) * (len(shape) - x.ndim) + x.shape) for x in arrays)
+    rank = len(shape)
+    return tuple(x if x.ndim == rank else x.reshape((1,) * (rank - x.ndim) + x.shape) for x in arrays)
 
 
 def unary(function: Callable[[jax.Array], jax.Array]) -> Callable[..., Array]:
-    """An operator of one input by a function of jax arrays."""
-    return lambda attributes, x: function(jnp.asarray(x))
+    """An operator of one input by a function of jax arrays, traced once for each shape: deep graphs load in seconds."""
+    traced = jax.jit(function, inline=True)
+    return lambda attributes, x: traced(jnp.asarray(x))
 
 
 def channelwise(bias: Array, spatial: int) -> Array:
