@@ -46,11 +46,8 @@ def accuracies(config: Config, dataset: data.Dataset) -> tuple[float, float]:
 def trained_accuracies(setup: run.Setup) -> tuple[float, float]:
     """Clean and verified accuracy on the test split of a setup after training."""
     config, dataset, state = setup.config, setup.dataset, setup.initial
-    absent = setup.steps.absent(state)
-    for step, (batch, pool) in enumerate(setup.feed(0, setup.total_steps)):
-        clean = setup.steps.clean(state, batch) if run.has_clean(config) else absent
-        robust = setup.steps.robust(state, pool) if run.has_robust(config, step) else absent
-        state = setup.steps.update(state, clean, robust)
+    for _, dispatch in run.dispatches(setup, state, 0, setup.total_steps):
+        state, _ = dispatch(state)
     logits_fn = functools.partial(setup.apply, state.params)
     images, labels = jnp.asarray(dataset.test.floats().images), jnp.asarray(dataset.test.labels)
     right = logits_fn(images).argmax(-1) == labels

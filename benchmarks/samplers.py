@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax import data, losses
+from mixtrain_jax import bounds, data, losses
 from mixtrain_jax.config import Config
 from mixtrain_jax.training import run
 from mixtrain_jax.training.state import TrainState
-from mixtrain_jax.training.steps import Batch, Part
+from mixtrain_jax.training.steps import Batch, LossAndGrad
 
 UNIFORM = 0.2  # share that is drawn uniformly
 KINDS = ("uniform", "margin weighed", "margin plain", "oracle weighed", "oracle plain")
@@ -39,17 +39,19 @@ def with_sampler(setup: run.Setup, kind: str) -> run.Setup:
         return setup
     score_name, weighing = kind.split()
     config, key = setup.config, jax.random.key(setup.config.seed + 1000)
-    worst = run.worst_case(config, setup.dataset.domain)
+
+    def worst(params: Any, batch: Batch, eps: jax.Array) -> jax.Array:
+        ball = bounds.linf_ball(batch.images, eps, setup.dataset.domain)
+        return bounds.margins(run.method(config), functools.partial(setup.apply, params))(ball, batch.labels)
 
     def score(state: TrainState, pool: Batch, eps: jax.Array) -> jax.Array:
-        logits_fn = functools.partial(setup.apply, state.params)
         if score_name == "oracle":
-            return 1 - jnp.exp(-losses.robust_loss(worst(key, logits_fn, pool, eps)))
-        margin = worst(key, logits_fn, pool, jnp.zeros(())).min(-1)  # at radius 0: the clean one
+            return 1 - jnp.exp(-losses.robust_loss(worst(state.params, pool, eps)))
+        margin = worst(state.params, pool, jnp.zeros(())).min(-1)  # at radius 0: the clean one
         return jax.nn.sigmoid(jnp.median(margin) - margin)
 
     @jax.jit
-    def robust(state: TrainState, pool: Batch) -> Part:
+    def robust(state: TrainState, pool: Batch) -> LossAndGrad:
         step_key, n = jax.random.fold_in(key, state.step), len(pool.labels)
         eps = jnp.asarray(setup.eps(state.step))
         scores = score(state, pool, eps)
@@ -59,13 +61,13 @@ def with_sampler(setup: run.Setup, kind: str) -> run.Setup:
         batch = Batch(pool.images[chosen], pool.labels[chosen])
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            lower = worst(step_key, functools.partial(setup.apply, params), batch, eps)
+            lower = worst(params, batch, eps)
             return (weight * losses.robust_loss(lower)).mean(), (lower > 0).all(-1).mean()
 
         (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return Part(value, accuracy, gradient)
+        return LossAndGrad(value, accuracy, gradient)
 
-    return setup._replace(steps=setup.steps._replace(robust=robust))
+    return setup._replace(steps=setup.steps._replace(terms={**setup.steps.terms, "robust": robust}))
 
 
 def main() -> None:

@@ -68,14 +68,12 @@ def step_seconds(configs: list[Config], dataset: data.Dataset, rounds: int) -> l
     runners = []
     for config in configs:
         setup = run.prepare(config, dataset)
-        batch, pool = next(iter(setup.feed(0, 1)))
+        examples = next(iter(setup.feed(0, 1)))
         state = jax.tree.map(jnp.copy, setup.initial)
-        absent = setup.steps.absent(state)
+        skipped, names = setup.steps.skipped(state), list(setup.objective)
 
-        def step(state: Any, setup: Any = setup, batch: Any = batch, pool: Any = pool, absent: Any = absent) -> Any:
-            clean = setup.steps.clean(state, batch) if run.has_clean(setup.config) else absent
-            robust = setup.steps.robust(state, pool) if run.has_robust(setup.config) else absent
-            return setup.steps.update(state, clean, robust)
+        def step(state: Any, *fixed: Any, setup: Any = setup, given: Any = (examples, names, skipped)) -> Any:
+            return run.one_step(setup, state, *given)[0]
 
         runners.append([step, jax.block_until_ready(step(state))])
     seconds: list[list[float]] = [[] for _ in configs]

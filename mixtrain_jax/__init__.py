@@ -27,7 +27,7 @@ from mixtrain_jax.bounds import (
 )
 
 if TYPE_CHECKING:
-    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, parallel, subsample
+    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, objectives, parallel, subsample
     from mixtrain_jax.certify import judge
     from mixtrain_jax.runs import Run, load_run
 
@@ -57,6 +57,7 @@ __all__ = [
     "margins",
     "mixing",
     "models",
+    "objectives",
     "parallel",
     "subsample",
     "symbolic",
@@ -68,6 +69,6 @@ _LATER = {"judge": "mixtrain_jax.certify", "load_run": "mixtrain_jax.runs", "Run
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
-    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "parallel", "subsample"):
+    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "objectives", "parallel", "subsample"):
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

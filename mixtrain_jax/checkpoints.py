@@ -24,6 +24,7 @@ from mixtrain_jax.errors import CheckpointError, first_line
 from mixtrain_jax.fingerprints import by_name, leaf_name, manifest
 
 T = TypeVar("T")
+Leaves = dict[str, np.ndarray]  # by name
 
 # Where a run has many processes, one has all the arrays on its host, and the checkpoints to itself.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -121,7 +122,9 @@ class Checkpoints:
                 f"another workdir, then run the same command again. Cause: {first_line(error)}"
             ) from error
 
-    def restore(self, target: T, tell: Callable[[str], None]) -> T | None:
+    def restore(
+        self, target: T, tell: Callable[[str], None], *, upgrade: Callable[[Leaves], Leaves] = lambda leaves: leaves
+    ) -> T | None:
         """Read the newest whole checkpoint.
 
         Damaged ones that are newer are moved to a folder `damaged` beside the checkpoints.
@@ -129,6 +132,7 @@ class Checkpoints:
         Args:
           target: a pytree of arrays of the structure, shapes and dtypes that are expected.
           tell: is called with one line for every damaged checkpoint that is passed over.
+          upgrade: gives leaves of an earlier layout the names and shapes of this one; others come back as they are.
 
         Returns:
           A pytree like `target`, or None where there is no checkpoint.
@@ -140,7 +144,7 @@ class Checkpoints:
         if (found := _newest(self.folder, self._manager.all_steps())) is None:
             return None
         step, leaves, damaged = found
-        tree = _fill(target, leaves, f"{self.folder}, step {step}")
+        tree = _fill(target, upgrade(leaves), f"{self.folder}, step {step}")
         for bad, why in damaged:
             tell(f"checkpoint {bad} is damaged ({why}); moved to {self._discard(bad)}, going on from step {step}")
         return tree

@@ -72,8 +72,8 @@ class Config:
     """Draw the k examples with replacement, as the authors of MixTrain do."""
     robust_probability: Annotated[float, Range(0, 1)] = 1.0
     """Share of the steps that have a robust loss (the authors' code: 0.8; 0 trains without any); 0 to 1."""
-    mixing: Literal["authors", "constant", "schedule", "convex", "constrained"] = "constrained"
-    """Rule that weighs the robust loss: authors, by their schedule; constant, by weight; schedule, rising to weight over the ramp; convex, by share; constrained, by the share that holds target."""  # noqa: E501  a line of help
+    mixing: Literal["authors", "constant", "schedule", "convex", "constrained", "mgda", "balanced"] = "constrained"
+    """Rule that weighs the robust loss: authors, by their schedule; constant, by weight; schedule, rising to weight over the ramp; convex, by share; constrained, by the share that holds target; mgda, by the shortest convex combination of the gradients; balanced, by the inverse of their lengths."""  # noqa: E501  a line of help
     weight: Annotated[float, Range(0, 1000)] = 1.0
     """Weight of the robust loss, the clean loss weighing 1, for constant and schedule; 0 to 1000."""
     share: Annotated[float, Range(0, 1)] = 0.5

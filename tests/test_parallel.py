@@ -17,6 +17,8 @@ from mixtrain_jax.attacks import pgd
 from mixtrain_jax.certify import Threat
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
+from mixtrain_jax.losses import Values
+from mixtrain_jax.objectives import Term
 from mixtrain_jax.training import run
 from mixtrain_jax.training.state import Totals, TrainState
 from mixtrain_jax.training.steps import Batch, make_steps
@@ -50,10 +52,8 @@ def prepared(count, **fields):
 def trained(setup, first=0, last=STEPS, state=None):
     state = run.untrained(setup).state if state is None else state
     state = jax.tree.map(jnp.copy, state)
-    absent = setup.steps.absent(state)
-    for batch, pool in setup.feed(first, last):
-        clean = setup.steps.clean(state, batch) if run.has_clean(setup.config) else absent
-        state = setup.steps.update(state, clean, setup.steps.robust(state, pool))
+    for examples in setup.feed(first, last):
+        state, _ = run.one_step(setup, state, examples, list(setup.objective))
     return state
 
 
@@ -85,7 +85,8 @@ def test_parameters_are_those_of_one_device(fields, counts):
     for count in counts:
         many = parallel.fetch(trained(prepared(count, **fields)))
         close(parallel.fetch(one.params), many.params)
-        close(one.totals.means()["robust_loss"], many.totals.means()["robust_loss"])
+        (*_, name) = setup.objective
+        close(one.totals.means()[f"{name}_loss"], many.totals.means()[f"{name}_loss"])
         assert int(many.step) == STEPS
 
 
@@ -105,31 +106,40 @@ def test_a_batch_of_one_example_is_trained_on_by_three_devices_as_by_one(trainer
     close(one.totals, three.totals)
 
 
+class OfLabels:
+    """A loss whose gradient is not 0 for the labels of the examples that were drawn."""
+
+    method = None
+
+    def __call__(self, context):
+        own = context.logits_fn(context.images)[jnp.arange(len(context.labels)), context.labels]
+        return Values(jax.nn.softplus(-own), own > 0)
+
+
 def of_labels(mesh, k, n):
-    """Steps whose robust gradient is not 0 for the labels of the examples that were drawn."""
-
-    def worst_case(key, logits_fn, batch, eps):
-        return logits_fn(batch.images)[jnp.arange(len(batch.labels)), batch.labels][:, None]
-
+    """The one term of a step on the labels of the examples that were drawn, and a state."""
     rule, tx = mixing.convex(0.5), optax.sgd(0.1)
+    objective = {"labels": Term(OfLabels(), examples=k)}
     steps = make_steps(
         lambda params, images: jnp.tile(params, (len(images), 1)),
-        **{"worst_case": worst_case, "eps": optax.constant_schedule(0.1), "k": k, "replace": False},
+        objective,
+        **{"domain": (0.0, 1.0), "eps": optax.constant_schedule(0.1)},
         **{"key": jax.random.key(7), "rule": rule, "tx": tx, "steps_per_epoch": 1.0, "mesh": mesh},
     )
     params, zero = jnp.zeros(n), jnp.zeros(())
-    state = TrainState(jnp.int32(3), params, tx.init(params), rule.init(), zero, Totals.zeros(), jnp.int32(-1))
-    return steps, parallel.put(state, mesh, "replicated")
+    totals = Totals.zeros(objective)
+    state = TrainState(jnp.int32(3), params, tx.init(params), rule.init(), zero, totals, jnp.int32(-1))
+    return steps.terms["labels"], parallel.put(state, mesh, "replicated")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_subsample_is_the_one_that_one_device_draws(count):
     n, k, mesh = 14, 5, mesh_of(count)
-    steps, state = of_labels(mesh, k, n)
+    term, state = of_labels(mesh, k, n)
     rows = np.minimum(np.arange(parallel.padded(n, mesh)), n - 1)
     pool = Batch(*parallel.put((np.zeros((len(rows), 2, 2, 1), np.float32), rows.astype(np.int32)), mesh, "rows"), n)
     drawn = subsample.draw(jax.random.fold_in(jax.random.key(7), 3), n, k)
-    gradient = np.asarray(steps.robust(state, pool).gradient)
+    gradient = np.asarray(term(state, pool).gradient)
     # The derivative of softplus(-margin) at 0, over k, however often an example fills up.
     np.testing.assert_allclose(gradient, np.isin(np.arange(n), drawn) * -0.5 / k, rtol=1e-6)
 
@@ -137,7 +147,7 @@ def test_the_subsample_is_the_one_that_one_device_draws(count):
 def compiled(setup, name):
     """What devices send in a step, each time the kind and how many numbers, and the operations of each of them."""
     batch, _ = next(iter(setup.feed(0, 1)))
-    step = getattr(setup.steps, name)
+    step = setup.steps.terms[name]
     jitted = step if hasattr(step, "lower") else step.__wrapped__
     program = jitted.lower(setup.initial, batch).compile()
     sent = []
@@ -175,7 +185,7 @@ def test_split_parameters_are_those_of_whole_ones_and_take_a_share_of_the_memory
     shared = [leaf for leaf in jax.tree.leaves(split) if not leaf.is_fully_replicated]
     assert len(shared) == 3  # the large kernel and both moments of Adam
     assert all(leaf.shape == (64, 1024) and leaf.addressable_shards[0].data.shape == (64, 256) for leaf in shared)
-    kernel = prepared(4, params="fsdp", **fields).steps.absent(split).gradient["params"]["Dense_0"]["kernel"]
+    kernel = prepared(4, params="fsdp", **fields).steps.skipped(split).gradient["params"]["Dense_0"]["kernel"]
     assert kernel.sharding == shared[0].sharding
 
 

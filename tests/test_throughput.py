@@ -156,7 +156,11 @@ def test_many_steps_in_a_program_are_those_of_single_ones(devices, streamed, fie
 
 def nan_at(*steps):
     at = jnp.asarray(steps)
-    return lambda config, total: mixing.schedule(lambda now: jnp.where((now == at).any(), jnp.nan, 1.0))
+
+    def weights(signals, state):
+        return dict.fromkeys(signals.terms, jnp.where((signals.step == at).any(), jnp.nan, jnp.float32(1))), state
+
+    return lambda config, total: mixing.MixRule(lambda: (), weights)
 
 
 def test_steps_that_are_not_finite_are_skipped_within_a_program(monkeypatch):
@@ -211,12 +215,13 @@ def test_all_programs_are_compiled_before_training_starts():
         assert list(calls.values()) == expected, fields
 
 
-def clean_and_robust(**fields):
-    """Gradients of the first step, and its two programs before XLA sees them."""
+def gradients_and_programs(**fields):
+    """Gradients of the terms of the first step, and their programs before XLA sees them."""
     setup = prepared.__wrapped__(**fields)
     (batch, pool), state = next(iter(setup.feed(0, 1))), setup.initial
-    traced = [setup.steps.clean.trace(state, batch), setup.steps.robust.trace(state, pool)]
-    gradients = [setup.steps.clean(state, batch).gradient, setup.steps.robust(state, pool).gradient]
+    terms, own = setup.steps.terms, {"clean": batch, "robust": pool, "attacked": pool}
+    traced = [term.trace(state, own[name]) for name, term in terms.items()]
+    gradients = [term(state, own[name]).gradient for name, term in terms.items()]
     return gradients, [str(program.jaxpr) for program in traced]
 
 
@@ -228,19 +233,19 @@ def products(jaxpr):
 @pytest.mark.parametrize("fields", [{}, {"trainer": "pgd", "train_attack_steps": 1}], ids=["ibp", "pgd"])
 def test_bfloat16_is_for_the_clean_loss_and_attacks_alone(fields):
     """The step that is a bound has the same bits as without it."""
-    (clean, robust), before = clean_and_robust(**fields)
-    (narrow, other), programs = clean_and_robust(**fields, compute="bfloat16")
-    assert [products(x) for x in before] == [{"f32"}, {"f32"}]
-    assert products(programs[0]) == {"bf16"}
-    for exact, rounded in [(clean, narrow), (robust, other)] if fields else [(clean, narrow)]:
+    whole, before = gradients_and_programs(**fields)
+    narrow, programs = gradients_and_programs(**fields, compute="bfloat16")
+    assert [products(x) for x in before] == [{"f32"}] * len(before)
+    assert products(programs[0]) == ({"bf16", "f32"} if fields else {"bf16"})  # margins of attacked logits stay float32
+    for exact, rounded in zip(whole[:1], narrow[:1], strict=True):
         assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
         # Half an ulp is 2**-9; some layers there and back, relative to the largest entry of each leaf.
         for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
             error = np.abs(a - b).max() / np.abs(a).max()
             assert 0 < error < 0.1
-    assert ("bf16" in programs[1]) == bool(fields)
-    if not fields:
-        assert bits(other) == bits(robust)
+    for program, exact, same in zip(programs[1:], whole[1:], narrow[1:], strict=True):
+        assert "bf16" not in program
+        assert bits(same) == bits(exact)
 
 
 def test_convolutions_and_normalization_are_computed_in_bfloat16():

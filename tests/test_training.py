@@ -19,17 +19,20 @@ from mixtrain_jax.config import Config
 from mixtrain_jax.data.order import batch_indices, subset_indices
 from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import by_name, fingerprint
-from mixtrain_jax.mixing import MixRule, Weights
+from mixtrain_jax.losses import Attacked, Bounded, Clean, Context, Values
+from mixtrain_jax.mixing import Metrics, MixRule
+from mixtrain_jax.objectives import Term, present
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import pace
 from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
-from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Batch, attacked, bounded, grouped, jit_once, make_steps
+from mixtrain_jax.training.state import NonFinite, Totals, TrainState, upgraded
+from mixtrain_jax.training.steps import Batch, grouped, jit_once, make_steps
 
 ONE = parallel.data_mesh(jax.devices()[:1])
 KEY, K, N, EPS = jax.random.key(5), 4, 16, 0.05
+TERMS = ("clean", "robust")
 TINY = {
     "holdout": 97,
     "width": 8,
@@ -79,7 +82,7 @@ def steps_of(
     rule=None,
     tx=None,
     *,
-    worst_case=None,
+    loss=None,
     k=K,
     replace=False,
     eps=EPS,
@@ -87,19 +90,20 @@ def steps_of(
     bad_steps=2,
     groups=(None, None),
 ):
+    objective = {
+        "clean": Term(Clean(), microbatch=groups[0]),
+        "robust": Term(loss or Bounded("ibp"), examples=k, replace=replace, microbatch=groups[1]),
+    }
     return make_steps(
         NET.apply,
-        worst_case=worst_case or bounded(bounds.ibp, (0.0, 1.0)),
+        objective,
+        domain=(0.0, 1.0),
         eps=optax.constant_schedule(eps),
-        k=k,
-        replace=replace,
         key=KEY,
         rule=rule or mixing.convex(0.3),
         tx=tx or optax.sgd(0.1, momentum=0.9),
         steps_per_epoch=steps_per_epoch,
         bad_steps=bad_steps,
-        clean_group=groups[0],
-        robust_group=groups[1],
     )
 
 
@@ -110,9 +114,9 @@ def state_of(rule=None, tx=None, step=0):
         params=params,
         opt_state=(tx or optax.sgd(0.1, momentum=0.9)).init(params),
         mix_state=(rule or mixing.convex(0.3)).init(),
-        lead=jnp.zeros((), jnp.float32),
-        totals=Totals.zeros(),
-        bad=Bad.none(params),
+        gap=jnp.zeros((), jnp.float32),
+        totals=Totals.zeros(TERMS),
+        bad=NonFinite.none(params, TERMS),
     )
 
 
@@ -139,11 +143,11 @@ BATCH = jnp.arange(20, 20 + N, dtype=jnp.int32)
 def test_every_step_traces_once_over_many():
     rule, data = mixing.constrained(0.9, optax.sgd(0.1)), dataset()
     steps, state = steps_of(rule), state_of(rule)
-    absent = steps.absent(state)
+    absent = steps.skipped(state)
     for i in range(5):
-        clean = steps.clean(state, examples(data, BATCH + i % 3))
-        robust = steps.robust(state, examples(data, BATCH)) if i % 2 else absent
-        state = steps.update(state, clean, robust)
+        clean = steps.terms["clean"](state, examples(data, BATCH + i % 3))
+        robust = steps.terms["robust"](state, examples(data, BATCH)) if i % 2 else absent
+        state = steps.update(state, {"clean": clean, "robust": robust})
     assert int(state.step) == 5
     assert float(state.totals.steps) == 5
     assert (int(state.bad.skipped), int(state.bad.step)) == (0, -1)
@@ -152,9 +156,9 @@ def test_every_step_traces_once_over_many():
 @pytest.mark.parametrize("name", ["clean", "robust"])
 def test_a_batch_of_another_size_is_refused(name):
     steps, state, data = steps_of(), state_of(), dataset()
-    getattr(steps, name)(state, examples(data, BATCH))
+    steps.terms[name](state, examples(data, BATCH))
     with pytest.raises(RuntimeError, match=f"The step '{name}' was traced twice"):
-        getattr(steps, name)(state, examples(data, BATCH[:-1]))
+        steps.terms[name](state, examples(data, BATCH[:-1]))
 
 
 def test_jit_once_takes_one_layout_only():
@@ -174,7 +178,7 @@ def test_clean_part_is_that_of_a_straightforward_loss():
         own = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
         return jnp.mean(jnp.log(jnp.exp(logits).sum(-1)) - own)
 
-    part = default_steps().clean(state, examples(data, BATCH))
+    part = default_steps().terms["clean"](state, examples(data, BATCH))
     value, gradient = jax.value_and_grad(loss)(state.params)
     close(part.loss, value)
     close(part.gradient, gradient)
@@ -190,7 +194,7 @@ def robust_losses(params, data, chosen):
 def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
     data = dataset()
     steps, state = steps_of(k=k, replace=replace), state_of(step=7)
-    part = steps.robust(state, examples(data, BATCH))
+    part = steps.terms["robust"](state, examples(data, BATCH))
     chosen = BATCH[subsample.draw(jax.random.fold_in(KEY, 7), N, k, replace=replace)]
     assert len(chosen) == k
 
@@ -210,9 +214,9 @@ def test_robust_part_is_the_mean_over_k_examples_of_the_batch(k, replace):
 def test_the_subsampled_loss_is_an_unbiased_estimate_of_that_of_all(replace):
     """Over 600 draws, its mean and that of its gradient lie within 4 standard errors of the full ones."""
     data, steps = dataset(), steps_of(k=K, replace=replace)
-    full = steps_of_all().robust(state_of(), examples(data, BATCH))
+    full = steps_of_all().terms["robust"](state_of(), examples(data, BATCH))
     batch, state = examples(data, BATCH), state_of()
-    drawn = [jax.device_get(steps.robust(state._replace(step=jnp.int32(i)), batch)) for i in range(600)]
+    drawn = [jax.device_get(steps.terms["robust"](state._replace(step=jnp.int32(i)), batch)) for i in range(600)]
     for name in ("loss", "gradient"):
         estimates = np.stack([np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(d, name))]) for d in drawn])
         expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(getattr(full, name)))])
@@ -228,7 +232,7 @@ def test_groups_of_examples_add_up_to_the_same_part(name):
     images, labels = dataset()
     batch = Batch(images[:7], labels[:7])
     steps = (steps_of(k=7, groups=(group, group)) for group in (None, 1, 3, 4, 7, 50))
-    whole, *parts = (getattr(some, name)(state_of(), batch) for some in steps)
+    whole, *parts = (some.terms[name](state_of(), batch) for some in steps)
     assert 0 < float(whole.accuracy) < 1
     for part in parts:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), part, whole)
@@ -247,67 +251,79 @@ def test_groups_come_out_even_and_weigh_every_example_once(count, group, rows, s
     np.testing.assert_array_equal(numbers, np.arange(rows))
 
 
-def test_attacks_of_several_groups_start_from_other_points():
-    def start(key, logits_fn, batch, eps):
-        return logits_fn(batch.images)[:, :1] * 0 + jax.random.uniform(key)
+class Random:
+    """A loss that is nothing but a draw."""
 
+    method = None
+
+    def __call__(self, context):
+        nothing = context.logits_fn(context.images)[:, 0] * 0
+        return Values(nothing + jax.random.uniform(context.key), nothing == 0)
+
+
+def test_attacks_of_several_groups_start_from_other_points():
     images, labels = dataset()
     batch = Batch(images[:6], labels[:6])
-    losses = [float(steps_of(worst_case=start, k=6, groups=(None, g)).robust(state_of(), batch).loss) for g in (3, 6)]
+    steps = (steps_of(loss=Random(), k=6, groups=(None, group)) for group in (3, 6))
+    losses = [float(some.terms["robust"](state_of(), batch).loss) for some in steps]
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_robust_part_draws_other_examples_at_another_step():
     steps, data = steps_of(k=1), dataset()
-    seen = {float(steps.robust(state_of(step=step), examples(data, BATCH)).loss) for step in range(8)}
+    seen = {float(steps.terms["robust"](state_of(step=step), examples(data, BATCH)).loss) for step in range(8)}
     assert len(seen) > 3
 
 
-def test_the_attacked_worst_case_of_a_linear_network_is_the_corner(key):
+def context(key, apply, params, batch, eps):
+    return Context(key, apply, params, batch.images, batch.labels, jnp.float32(eps), (0.0, 1.0))
+
+
+def test_the_attacked_loss_of_a_linear_network_is_that_of_the_corner(key):
     rng = np.random.default_rng(0)
     w = rng.normal(size=(9, 2)).astype(np.float32)
     images = rng.uniform(0.3, 0.7, size=(5, 3, 3, 1)).astype(np.float32)
     labels = np.array([0, 1, 1, 0, 1], np.int32)
-    found = attacked(7, (0.0, 1.0))(
-        key, lambda x: x.reshape((len(x), -1)) @ w, Batch(jnp.asarray(images), jnp.asarray(labels)), jnp.float32(0.1)
-    )
+    batch = Batch(jnp.asarray(images), jnp.asarray(labels))
+    found = Attacked(7)(context(key, lambda w, x: x.reshape((len(x), -1)) @ w, w, batch, 0.1))
     rows = np.where(labels[:, None] == 0, w[:, 0] - w[:, 1], w[:, 1] - w[:, 0])
-    exact = (images.reshape(5, -1) * rows).sum(1) - 0.1 * np.abs(rows).sum(1)
-    np.testing.assert_allclose(found[:, 0], exact, rtol=1e-4, atol=1e-5)
+    margins = (images.reshape(5, -1) * rows).sum(1) - 0.1 * np.abs(rows).sum(1)
+    np.testing.assert_allclose(found.loss, np.log1p(np.exp(-margins)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.correct, margins > 0)
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.05])
-def test_bounds_lie_below_what_an_attack_finds(key, eps):
+def test_bounds_lie_above_what_an_attack_finds(key, eps):
     state, batch = state_of(), examples(dataset(), BATCH)
-    logits_fn = functools.partial(NET.apply, state.params)
-    radius = jnp.float32(eps)
-    proved, found = (
-        worst(key, logits_fn, batch, radius) for worst in (bounded(bounds.ibp, (0.0, 1.0)), attacked(10, (0.0, 1.0)))
-    )
-    assert proved.shape == found.shape == (N, 2)
-    assert (np.asarray(proved) <= np.asarray(found) + 1e-5).all()
+    proved, found = (loss(context(key, NET.apply, state.params, batch, eps)) for loss in (Bounded("ibp"), Attacked(10)))
+    assert proved.loss.shape == found.loss.shape == (N,)
+    assert (np.asarray(proved.loss) >= np.asarray(found.loss) - 1e-5).all()
+    assert (np.asarray(proved.correct) <= np.asarray(found.correct)).all()
     if eps == 0:
-        np.testing.assert_allclose(proved, found, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(proved.loss, found.loss, rtol=1e-4, atol=1e-5)
 
 
 def test_adversarial_training_takes_the_gradient_at_the_attacked_images():
-    steps = steps_of(worst_case=attacked(3, (0.0, 1.0)), k=N)
+    steps = steps_of(loss=Attacked(3), k=N)
     state, batch = state_of(step=4), examples(dataset(), BATCH)
-    part = steps.robust(state, batch)
+    part = steps.terms["robust"](state, batch)
     ball = linf_ball(batch.images, EPS, (0.0, 1.0))
     logits_fn = functools.partial(NET.apply, state.params)
     images = descend(jax.random.fold_in(jax.random.fold_in(KEY, 4), 0), logits_fn, batch.labels, ball, steps=3)
     assert (np.asarray(images) >= np.asarray(ball.lower)).all()
     assert (np.asarray(images) <= np.asarray(ball.upper)).all()
-    clean = default_steps().clean(state, Batch(images, batch.labels))
+    clean = default_steps().terms["clean"](state, Batch(images, batch.labels))
     close(part.loss, clean.loss)
     close(part.gradient, clean.gradient)
-    assert float(part.loss) > float(default_steps().clean(state, batch).loss)
+    assert float(part.loss) > float(default_steps().terms["clean"](state, batch).loss)
 
 
 def test_robust_loss_at_radius_zero_of_all_is_the_clean_loss():
     state, data, steps = state_of(), dataset(), steps_of(k=N, eps=0.0)
-    clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
+    clean, robust = (
+        steps.terms["clean"](state, examples(data, BATCH)),
+        steps.terms["robust"](state, examples(data, BATCH)),
+    )
     close(robust.loss, clean.loss)
     close(robust.gradient, clean.gradient)
 
@@ -319,12 +335,15 @@ def test_update_is_optax_on_the_mixed_gradient():
     expected = copied(state)
     sums = np.zeros(2)
     for _ in range(3):
-        clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
+        clean, robust = (
+            steps.terms["clean"](state, examples(data, BATCH)),
+            steps.terms["robust"](state, examples(data, BATCH)),
+        )
         mixed = jax.tree.map(lambda c, r: (1 - share) * c + share * r, clean.gradient, robust.gradient)
         moves, opt_state = tx.update(mixed, expected.opt_state, expected.params)
         expected = expected._replace(params=optax.apply_updates(expected.params, moves), opt_state=opt_state)
         sums += float(clean.loss), float(robust.loss)
-        state = steps.update(state, clean, robust)
+        state = steps.update(state, {"clean": clean, "robust": robust})
         close(state.params, expected.params)
         close(state.opt_state, expected.opt_state)
     means = state.totals.means()
@@ -336,27 +355,32 @@ def test_update_is_optax_on_the_mixed_gradient():
 def test_update_without_a_robust_part_is_optax_on_the_weighed_clean_gradient():
     tx = optax.sgd(0.1)
     steps, state, data = steps_of(mixing.constant(5.0), tx), state_of(mixing.constant(5.0), tx), dataset()
-    clean = steps.clean(state, examples(data, BATCH))
+    clean = steps.terms["clean"](state, examples(data, BATCH))
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, clean.gradient)
-    close(steps.update(copied(state), clean, steps.absent(state)).params, expected)
+    close(steps.update(copied(state), {"clean": clean, "robust": steps.skipped(state)}).params, expected)
 
 
 def test_the_rule_sees_the_step_the_epoch_and_the_losses():
     def update(signals, state):
-        return Weights(jnp.float32(1), jnp.float32(0)), signals
+        return {"clean": jnp.float32(1), "robust": jnp.float32(0)}, signals
 
     def init():
-        return mixing.Signals(jnp.int32(0), *(jnp.float32(i) for i in range(4)))
+        return mixing.Signals(jnp.int32(0), jnp.float32(0), {name: Metrics(*jnp.zeros(2)) for name in TERMS})
 
     rule = MixRule(init, update)
     steps, data = steps_of(rule, steps_per_epoch=2.5), dataset()
     for step, epoch in ((0, 0.0), (4, 1.6), (5, 2.0), (10, 4.0)):
         state = state_of(rule, step=step)
-        clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
-        seen = steps.update(state, clean, robust).mix_state
+        clean, robust = (
+            steps.terms["clean"](state, examples(data, BATCH)),
+            steps.terms["robust"](state, examples(data, BATCH)),
+        )
+        seen = steps.update(state, {"clean": clean, "robust": robust}).mix_state
         assert int(seen.step) == step
         np.testing.assert_allclose(seen.epoch, epoch, rtol=1e-6)
-        assert bits(tuple(seen[2:])) == bits((clean.loss, clean.accuracy, robust.loss))
+        found = {"clean": Metrics(*clean[:2]), "robust": Metrics(*robust[:2])}
+        assert bits(seen.terms) == bits(found)
+        assert seen.products is None
 
 
 def poisoned_params(state, data):
@@ -373,7 +397,7 @@ def infinite_params(state, data):
 
 def moved(state):
     """What a good step moves and a bad one leaves alone."""
-    return bits((state.params, state.opt_state, state.mix_state, state.totals, state.lead))
+    return bits((state.params, state.opt_state, state.mix_state, state.totals, state.gap))
 
 
 @pytest.mark.parametrize("poison", [poisoned_params, poisoned_pixel, infinite_params])
@@ -383,24 +407,27 @@ def test_what_is_not_finite_is_skipped_and_recorded(poison):
     state, data = poison(state_of(step=6), good)
     before = copied(state)
     for step, streak, last in ((7, 1, 6), (8, 2, 7), (9, 3, 8), (9, 3, 8)):
-        clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
-        state = steps.update(state, clean, robust)
+        clean, robust = (
+            steps.terms["clean"](state, examples(data, BATCH)),
+            steps.terms["robust"](state, examples(data, BATCH)),
+        )
+        state = steps.update(state, {"clean": clean, "robust": robust})
         assert (int(state.step), int(state.bad.streak), int(state.bad.step)) == (step, streak, last)
         assert int(state.bad.skipped) == streak
         assert moved(state) == moved(before)
     frozen = copied(state)
-    assert bits(steps.update(state, clean, robust)) == bits(frozen)
+    assert bits(steps.update(state, {"clean": clean, "robust": robust})) == bits(frozen)
 
 
 @pytest.mark.parametrize("which", ["loss", "gradient"])
 @pytest.mark.parametrize("part", [0, 1], ids=["clean", "robust"])
 def test_a_loss_or_a_gradient_alone_is_bad(which, part):
     steps, state, data = default_steps(), state_of(), dataset()
-    parts = [steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))]
+    parts = [steps.terms["clean"](state, examples(data, BATCH)), steps.terms["robust"](state, examples(data, BATCH))]
     bad = jax.tree.map(lambda x: x * jnp.nan, getattr(parts[part], which))
     parts[part] = parts[part]._replace(**{which: bad})
     before = copied(state)
-    after = steps.update(state, *parts)
+    after = steps.update(state, dict(zip(TERMS, parts, strict=True)))
     assert (int(after.bad.step), int(after.bad.streak)) == (0, 1)
     assert moved(after) == moved(before)
 
@@ -412,44 +439,45 @@ def test_good_steps_are_taken_as_if_the_bad_ones_between_them_had_not_been():
     def trained(bad):
         state = state_of()
         for i in range(6):
-            clean, robust = steps.clean(state, examples(data, BATCH)), steps.absent(state)
+            clean, robust = steps.terms["clean"](state, examples(data, BATCH)), steps.skipped(state)
             if i in bad:
-                state = steps.update(state, clean._replace(loss=clean.loss * jnp.nan), robust)
+                state = steps.update(state, {"clean": clean._replace(loss=clean.loss * jnp.nan), "robust": robust})
             if i not in bad:
-                state = steps.update(state, clean, robust)
+                state = steps.update(state, {"clean": clean, "robust": robust})
         return state
 
     broken, whole = trained((1, 2, 4)), trained(())
     assert (int(broken.step), int(broken.bad.skipped), int(broken.bad.streak), int(broken.bad.step)) == (6, 3, 0, 4)
     state = state_of()
     for _ in range(3):
-        clean = steps.clean(state, examples(data, BATCH))
-        state = steps.update(state, clean, steps.absent(state))
+        clean = steps.terms["clean"](state, examples(data, BATCH))
+        state = steps.update(state, {"clean": clean, "robust": steps.skipped(state)})
     assert moved(broken) == moved(state) != moved(whole)
     assert float(broken.totals.steps) == 3
 
 
 def test_the_record_of_a_bad_step_has_its_losses_weights_and_largest_gradients():
     steps, state, data = default_steps(), state_of(step=3), dataset()
-    clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
+    clean, robust = (
+        steps.terms["clean"](state, examples(data, BATCH)),
+        steps.terms["robust"](state, examples(data, BATCH)),
+    )
     gradient = copied(clean.gradient)
     gradient["params"]["Dense_0"]["bias"] = gradient["params"]["Dense_0"]["bias"].at[2].set(-jnp.inf)
     gradient["params"]["Dense_1"]["bias"] = gradient["params"]["Dense_1"]["bias"].at[1].set(jnp.nan)
     expected = jax.tree.map(lambda c, r: np.abs(0.7 * c + 0.3 * r).max(), gradient, robust.gradient)
-    bad = steps.update(state, clean._replace(gradient=gradient), robust).bad
+    bad = steps.update(state, {"clean": clean._replace(gradient=gradient), "robust": robust}).bad
     close(list(bad.largest), jax.tree.leaves(expected))
     found = dict(zip(by_name(gradient), bad.largest, strict=True))
     assert np.isposinf(found["params.Dense_0.bias"])
     assert np.isnan(found["params.Dense_1.bias"])
     assert np.isfinite(found["params.Dense_0.kernel"])
-    np.testing.assert_allclose(
-        (bad.clean_loss, bad.robust_loss, bad.clean_weight, bad.robust_weight), (clean.loss, robust.loss, 0.7, 0.3)
-    )
+    np.testing.assert_allclose([*bad.loss.values(), *bad.weight.values()], (clean.loss, robust.loss, 0.7, 0.3))
 
 
-def test_absent_part_is_zero_and_like_the_params():
+def test_a_skipped_part_is_zero_and_like_the_params():
     steps, state = default_steps(), state_of()
-    part = steps.absent(state)
+    part = steps.skipped(state)
     assert jax.tree.structure(part.gradient) == jax.tree.structure(state.params)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(part))
 
@@ -584,8 +612,9 @@ def test_trainers_differ_in_which_loss_they_take_of_which_examples(tmp_path):
     runs = {name: trained(tmp_path / name, trainer=name) for name in ("standard", "pgd", "robust", "mixtrain")}
     assert len({sha for sha, _ in runs.values()}) == 4
     for name, (_, rows) in runs.items():
-        assert [row["robust_loss"] > 0 for row in rows] == [name != "standard"] * len(rows)
-        assert [row["clean_loss"] > 0 for row in rows] == [name != "pgd"] * len(rows)
+        terms = {"standard": ["clean"], "pgd": ["attacked"]}.get(name, ["clean", "robust"])
+        assert all([key for key in row if key.endswith("_loss")] == [f"{term}_loss" for term in terms] for row in rows)
+        assert all(row[f"{term}_loss"] > 0 for row in rows for term in terms)
     assert trained(tmp_path / "all", robust_examples=TINY["batch_size"])[0] == runs["robust"][0]
     assert trained(tmp_path / "few", trainer="robust", robust_examples=1)[0] == runs["robust"][0]
     never = trained(tmp_path / "never", robust_probability=0.0, mixing="constant")[0]
@@ -650,24 +679,30 @@ def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch
     assert summary["params_sha256"] == fingerprint(seen[30])
 
 
-def test_the_rule_sees_accuracy_less_its_lead_over_held_out_examples():
-    rule = MixRule(lambda: jnp.float32(0), lambda signals, _: (Weights(*jnp.ones(2)), signals.clean_accuracy))
-    steps, state, data = steps_of(rule), state_of(rule)._replace(lead=jnp.float32(0.25)), dataset()
-    clean, robust = steps.clean(state, examples(data, BATCH)), steps.robust(state, examples(data, BATCH))
-    new = steps.update(state, clean, robust)
+def test_the_rule_sees_accuracy_less_its_generalization_gap():
+    rule = MixRule(
+        lambda: jnp.float32(0),
+        lambda signals, _: (dict.fromkeys(TERMS, jnp.float32(1)), signals.terms["clean"].accuracy),
+    )
+    steps, state, data = steps_of(rule), state_of(rule)._replace(gap=jnp.float32(0.25)), dataset()
+    clean, robust = (
+        steps.terms["clean"](state, examples(data, BATCH)),
+        steps.terms["robust"](state, examples(data, BATCH)),
+    )
+    new = steps.update(state, {"clean": clean, "robust": robust})
     np.testing.assert_allclose(new.mix_state, clean.accuracy - 0.25, rtol=1e-6)
-    assert float(new.lead) == 0.25
+    assert float(new.gap) == 0.25
 
 
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("target_on", ["batches", "heldout"])
-def test_the_lead_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
+def test_the_generalization_gap_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
     setup, folder = run_module.prepare(Config(**{**TINY, "target_on": target_on}), mesh=ONE), RunDir(tmp_path)
     with folder.opened(setup.config):
         saved = run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
     row = folder.metrics()[-1]
-    lead = row["clean_accuracy"] - row["heldout_clean_accuracy"]
-    np.testing.assert_allclose(saved.state.lead, lead if target_on == "heldout" else 0, rtol=1e-5)
+    gap = row["clean_accuracy"] - row["heldout_clean_accuracy"]
+    np.testing.assert_allclose(saved.state.gap, gap if target_on == "heldout" else 0, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("promoting")
@@ -709,30 +744,38 @@ def test_prepare_refuses_a_network_that_the_images_are_too_small_for():
         run_module.prepare(Config(model="resnet_imagenet", width=1))
 
 
+def presence(probability, seed=0, steps=100):
+    objective = {"clean": Term(Clean()), "robust": Term(Bounded(), probability=probability)}
+    return [present(objective, seed, step) for step in range(steps)]
+
+
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (1.0, 2000, 2000), (0.8, 1520, 1680)])
-def test_has_robust_has_the_share_asked_for(probability, low, high):
-    config = Config(robust_probability=probability)
-    assert low <= sum(run_module.has_robust(config, step) for step in range(2000)) <= high
+def test_a_term_is_in_the_share_of_steps_asked_for(probability, low, high):
+    found = presence(probability, steps=2000)
+    assert low <= sum(step["robust"] for step in found) <= high
+    assert all(step["clean"] for step in found)
+
+
+def test_which_terms_a_step_has_is_a_pure_function_of_seed_and_step():
+    assert presence(0.5) == presence(0.5)
+    assert presence(0.5) != presence(0.5, seed=1)
+
+
+def objective_of(**fields):
+    return run_module.make_objective(Config(**fields), functools.partial(NET.apply, default_params()), (3, 3, 1))
 
 
 @pytest.mark.parametrize("fields", [{}, {"robust_probability": 0.5}, {"mixing": "convex", "share": 1.0}])
 def test_standard_and_adversarial_training_have_one_loss_in_every_step(fields):
-    standard, pgd = (Config(trainer=name, **fields) for name in ("standard", "pgd"))
-    for step in (None, *range(20)):
-        assert (run_module.has_clean(standard), run_module.has_robust(standard, step)) == (True, False)
-        assert (run_module.has_clean(pgd), run_module.has_robust(pgd, step)) == (False, True)
+    for trainer, name in (("standard", "clean"), ("pgd", "attacked")):
+        objective = objective_of(trainer=trainer, **fields)
+        assert list(objective) == [name]
+        assert (objective[name].examples, objective[name].probability) == (None, 1.0)
 
 
 def test_a_loss_that_weighs_nothing_is_not_computed():
-    assert not run_module.has_clean(Config(mixing="convex", share=1.0))
-    assert run_module.has_clean(Config(mixing="convex", share=0.99))
-
-
-def test_has_robust_is_a_pure_function_of_seed_and_step():
-    config, other = Config(robust_probability=0.5), Config(robust_probability=0.5, seed=1)
-    forwards = [run_module.has_robust(config, step) for step in range(100)]
-    assert forwards == [run_module.has_robust(config, step) for step in reversed(range(100))][::-1]
-    assert forwards != [run_module.has_robust(other, step) for step in range(100)]
+    assert list(objective_of(mixing="convex", share=1.0)) == ["robust"]
+    assert list(objective_of(mixing="convex", share=0.99)) == ["clean", "robust"]
 
 
 def rule_weights(config, steps, total=100):
@@ -741,9 +784,9 @@ def rule_weights(config, steps, total=100):
     weights = []
     for step in steps:
         epoch = step * config.epochs / total
-        scalars = (jnp.float32(x) for x in (epoch, 1.0, 0.5, 1.0))
-        mixed, state = rule.update(mixing.Signals(jnp.int32(step), *scalars), state)
-        weights.append((float(mixed.clean), float(mixed.robust)))
+        terms = {"clean": Metrics(jnp.float32(1), jnp.float32(0.5)), "robust": Metrics(*jnp.ones(2))}
+        mixed, state = rule.update(mixing.Signals(jnp.int32(step), jnp.float32(epoch), terms), state)
+        weights.append((float(mixed["clean"]), float(mixed["robust"])))
     return weights
 
 
@@ -771,3 +814,27 @@ def test_make_rule_constrained_starts_at_its_share_and_gives_way():
     np.testing.assert_allclose(shares[0], 0.25, atol=1e-3)
     assert (np.diff(shares) < 0).all()
     np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("clean", "robust"), ("clean",), ("attacked",)], ids="+".join)
+def test_checkpoints_of_a_clean_and_a_robust_loss_are_read_by_the_names_of_terms(names):
+    old = {"clean": "clean", "robust": "robust", "attacked": "robust"}
+    before = {"state.step": np.int32(3), "state.lead": np.float32(0.5), "state.totals.steps": np.float32(2)}
+    whats = [f"totals.{name}_{what}" for name in ("clean", "robust") for what in ("loss", "weight")]
+    whats += [
+        "totals.clean_accuracy",
+        *(f"bad.{name}_{what}" for name in ("clean", "robust") for what in ("loss", "weight")),
+    ]
+    before |= {f"state.{what}": np.float32(i) for i, what in enumerate(whats)}
+    after = upgraded(before, names)
+    state = {"step": 0, "gap": 0, "totals": Totals.zeros(names)._replace(loss=None, gradient_norm=None)}
+    state["bad"] = NonFinite.none({"w": jnp.zeros(1)}, names)._replace(
+        skipped=None, streak=None, step=None, largest=None
+    )
+    assert after.keys() == by_name({"state": state}).keys()
+    assert after["state.gap"] == np.float32(0.5)
+    for name in names:
+        assert after[f"state.totals.terms.{name}.loss"] == before[f"state.totals.{old[name]}_loss"]
+        assert after[f"state.bad.weight.{name}"] == before[f"state.bad.{old[name]}_weight"]
+        assert after[f"state.totals.terms.{name}.accuracy"] == before.get(f"state.totals.{old[name]}_accuracy", 0)
+    assert upgraded(after, names) is after

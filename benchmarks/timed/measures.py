@@ -16,8 +16,10 @@ from mixtrain_jax import certify, losses, mixing
 from mixtrain_jax.attacks import cross_entropy, pgd
 from mixtrain_jax.bounds.cpu import ordered
 from mixtrain_jax.bounds.loops import total
-from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import Batch, Part, Steps, WorstCase, attacked, bounded, grouped, make_steps
+from mixtrain_jax.losses import Attacked, Bounded, Clean
+from mixtrain_jax.objectives import Term
+from mixtrain_jax.training.state import NonFinite, Totals, TrainState
+from mixtrain_jax.training.steps import Batch, LossAndGrad, Steps, grouped, make_steps
 from timed.nets import DOMAIN, EPS, Net, Problem, make_problem
 from timed.turns import Costs, Timed, program, together
 
@@ -156,21 +158,21 @@ def attack(problem: Problem) -> Timed:
 # --- whole training steps -------------------------------------------------------------------------------------------
 
 
-def steps(
-    problem: Problem, worst_case: WorstCase, k: int, clean_group: int | None, robust_group: int | None
-) -> tuple[Steps, TrainState, Batch]:
-    """Steps with a robust loss on k examples, so many at a time, a first state and one batch."""
+def steps(problem: Problem, **terms: Term) -> tuple[Steps, TrainState, Batch]:
+    """Steps with the clean loss and these, a first state and one batch."""
+    terms = {"clean": Term(Clean()), **terms}
     tx = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(1e-3, weight_decay=1e-4))
     rule, params = mixing.constrained(0.98, optax.sgd(0.05)), list(problem.params)
     made = make_steps(
         problem.apply,
-        **{"worst_case": worst_case, "eps": optax.constant_schedule(EPS), "k": k, "replace": False},
+        terms,
+        **{"domain": DOMAIN, "eps": optax.constant_schedule(EPS)},
         **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4},
-        **{"clean_group": clean_group, "robust_group": robust_group},
     )
     zero = jnp.zeros((), jnp.int32)
     params = jax.tree.map(jnp.copy, params)  # an update takes the arrays of its state
-    state = TrainState(zero, params, tx.init(params), rule.init(), jnp.zeros(()), Totals.zeros(), Bad.none(params))
+    totals, bad = Totals.zeros(terms), NonFinite.none(params, terms)
+    state = TrainState(zero, params, tx.init(params), rule.init(), jnp.zeros(()), totals, bad)
     return made, state, Batch(problem.images, problem.labels)
 
 
@@ -182,20 +184,22 @@ class Trainer:
 
     def __init__(self, problem: Problem):
         group = group_of(problem, None, len(problem.labels))
-        made, self.state, self.batch = steps(problem, attacked(1, DOMAIN), 1, group, None)
-        self.absent = made.absent(self.state)
-        whole = steps(problem, attacked(1, DOMAIN), 1, None, None)[0].clean if group else None
-        self.clean, clean_costs = program(made.clean, self.state, self.batch, whole=whole)
-        self.update, update_costs = program(made.update, self.state, self.absent, self.absent)
+        other = Term(Attacked(1), examples=1)
+        made, self.state, self.batch = steps(problem, clean=Term(Clean(), microbatch=group), other=other)
+        self.skipped = made.skipped(self.state)
+        whole = steps(problem, clean=Term(Clean()), other=other)[0].terms["clean"] if group else None
+        self.clean, clean_costs = program(made.terms["clean"], self.state, self.batch, whole=whole)
+        parts = {"clean": self.skipped, "other": self.skipped}
+        self.update, update_costs = program(made.update, self.state, parts)
         self.costs = {"clean": clean_costs, "update": update_costs}
 
-    def step(self, robust: Callable[..., Part] | None, costs: Costs, clean: bool = True) -> Timed:
+    def step(self, robust: Callable[..., LossAndGrad] | None, costs: Costs, clean: bool = True) -> Timed:
         """A whole step with this robust part, and with the clean one or without."""
 
         def call() -> jax.Array:
-            first = self.clean(self.state, self.batch) if clean else self.absent
-            second = robust(self.state, self.batch) if robust else self.absent
-            self.state = self.update(self.state, first, second)
+            first = self.clean(self.state, self.batch) if clean else self.skipped
+            second = robust(self.state, self.batch) if robust else self.skipped
+            self.state = self.update(self.state, {"clean": first, "other": second})
             return self.state.step
 
         return Timed(call, together([costs, self.costs["update"], *([self.costs["clean"]] if clean else [])]))
@@ -209,8 +213,8 @@ def standard(trainer: Trainer) -> Timed:
 def adversarial(trainer: Trainer, problem: Problem, attack_steps: int = 7) -> Timed:
     """A step of adversarial training: no clean loss, an attack on every example."""
     group = group_of(problem, None, len(problem.labels))
-    made, state, batch = steps(problem, attacked(attack_steps, DOMAIN), len(problem.labels), None, group)
-    robust, costs = program(made.robust, state, batch, loops=True)
+    made, state, batch = steps(problem, other=Term(Attacked(attack_steps), microbatch=group))
+    robust, costs = program(made.terms["other"], state, batch, loops=True)
     return trainer.step(robust, costs, clean=False)
 
 
@@ -218,10 +222,10 @@ def certified(trainer: Trainer, problem: Problem, bound: str, share: int) -> Tim
     """A step of training with sound bounds of one example in so many."""
     k = max(1, len(problem.labels) // share)
     group = group_of(problem, method(bound), k)
-    worst_case = bounded(method(bound), DOMAIN)
-    made, state, batch = steps(problem, worst_case, k, None, group)
-    whole = steps(problem, worst_case, k, None, None)[0].robust if group else None
-    robust, costs = program(made.robust, state, batch, whole=whole)
+    term = Term(Bounded(bound), examples=k)
+    made, state, batch = steps(problem, other=term._replace(microbatch=group))
+    whole = steps(problem, other=term)[0].terms["other"] if group else None
+    robust, costs = program(made.terms["other"], state, batch, whole=whole)
     return trainer.step(robust, costs)
 
 

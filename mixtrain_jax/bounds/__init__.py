@@ -9,12 +9,14 @@ from mixtrain_jax.bounds.errors import BoundsError, UnsupportedPrimitiveError
 from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.interval import Ball, Interval, intersect, l1_ball, l2_ball, linf_ball
 from mixtrain_jax.bounds.margins import group_size, margins, specification
+from mixtrain_jax.bounds.methods import METHODS, method, methods
 from mixtrain_jax.bounds.properties import Inequality, Junction, all_of, any_of, inequality, property_margin
 from mixtrain_jax.bounds.rules import Rule, register
 from mixtrain_jax.bounds.symbolic import Method, symbolic
 from mixtrain_jax.bounds.undefined import Undefined, explain
 
 __all__ = [
+    "METHODS",
     "Ball",
     "Bounded",
     "BoundsError",
@@ -43,6 +45,8 @@ __all__ = [
     "l2_ball",
     "linf_ball",
     "margins",
+    "method",
+    "methods",
     "property_margin",
     "register",
     "specification",

@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 
 from mixtrain_jax.bounds.engine import Bounded
 from mixtrain_jax.bounds.errors import BoundsError, check_classes, check_labels
-from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.independence import check_independent, read_batch
 from mixtrain_jax.bounds.interval import Ball, Interval, check, concrete
 from mixtrain_jax.bounds.loops import largest_array, map_rows
@@ -119,7 +118,8 @@ def group_size(method: Method | None, f: Callable[[Any], jax.Array], shape: Sequ
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return None
-    cached, fewest = _FORWARDS if getattr(method, "func", method) in (None, ibp) else _BACKWARDS
+    backwards = method is not None and method(f).domain.slopes is not None
+    cached, fewest = _BACKWARDS if backwards else _FORWARDS
 
     def of_one(x: jax.Array) -> jax.Array:
         return f(x[None])[0] if method is None else margins(method, lambda v: f(v[None])[0])(Interval(x, x), 0)

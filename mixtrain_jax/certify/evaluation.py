@@ -26,25 +26,6 @@ from mixtrain_jax.errors import SoundnessError
 
 Spread = Callable[[Callable[..., Any]], Callable[..., Any]]  # as in `parallel`, which is not for certificates to know
 
-_METHODS: dict[str, Callable[..., bounds.Bounded]] = {
-    "ibp": bounds.ibp,
-    "crown_ibp": bounds.crown_ibp,
-    "symbolic": bounds.symbolic,
-    "crown": bounds.crown,
-    "alpha_crown": bounds.alpha_crown,
-}
-
-
-def methods(names: Sequence[str], *, sound: bool = True) -> dict[str, Method]:
-    """The bound methods of these names, in this order; certificates want sound ones, which hold in floating point.
-
-    Raises:
-      BoundsError: where there is no method of a name.
-    """
-    if unknown := [name for name in names if name not in _METHODS]:
-        raise bounds.BoundsError(f"There is no bound method {unknown[0]!r}; known: {', '.join(_METHODS)}.")
-    return {name: functools.partial(_METHODS[name], sound=sound) for name in names}
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:

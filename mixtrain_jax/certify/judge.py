@@ -25,7 +25,7 @@ from mixtrain_jax.attacks import (
     standard_attacks,
 )
 from mixtrain_jax.bounds import Bounded, BoundsError, Hidden, Method, Undefined, crown_ibp, explain
-from mixtrain_jax.certify import evaluation as evaluation_lib
+from mixtrain_jax.bounds import methods as bounds_of
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
@@ -128,7 +128,7 @@ def judge(
     _refuse_nan(params)
     key = jax.random.key(0) if key is None else key
     attacks = suite("strong", threat) if attacks is None else attacks
-    chosen = evaluation_lib.methods(METHODS) if methods is None else methods
+    chosen = bounds_of(METHODS) if methods is None else methods
     logits_fn = functools.partial(apply, params)
     common = {"batch_size": batch_size, "poll": poll}
     evaluation = evaluate(

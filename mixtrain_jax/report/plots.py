@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
         epochs = [row["epoch"] for row in rows]
-        for name, color in (("clean_loss", CLEAN), ("robust_loss", VERIFIED)):
-            if any(row[name] for row in rows):  # a trainer may go without one of them
+        colors = itertools.cycle((VERIFIED, ATTACKED, NEUTRAL))
+        for name in [name for name in rows[0] if name.endswith("_loss")]:  # one a term of the objective
+            if any(row[name] for row in rows):  # a term may be in no step
+                color = CLEAN if name == "clean_loss" else next(colors)
                 left.plot(epochs, [row[name] or np.nan for row in rows], color=color, label=name.replace("_", " "))
         left.set(xlabel="epoch", ylabel="mean loss", title="Training losses", yscale="log")
         left.legend()
@@ -46,12 +49,12 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def schedules(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Relative weight of the robust loss, and radius, over the epochs."""
+    """Weight of the other losses relative to the first, and radius, over the epochs."""
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["relative_weight"] for row in rows], color=ATTACKED)
-        left.set(xlabel="epoch", ylabel="robust weight / clean weight", title="Dynamic weight")
+        left.set(xlabel="epoch", ylabel="weight relative to the first loss", title="Dynamic weight")
         right.plot(epochs, [row["eps"] for row in rows], color=NEUTRAL)
         right.set(xlabel="epoch", ylabel="eps trained on", title="Radius")
         return svg(figure)

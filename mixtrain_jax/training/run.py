@@ -19,12 +19,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mixtrain_jax import bounds, certify, data, environment, image_table, mixing, models, parallel
+from mixtrain_jax import bounds, certify, data, environment, image_table, mixing, models, objectives, parallel
 from mixtrain_jax.attacks import LogitsFn, non_finite_gradient, pgd
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import fingerprint, leaf_name, sha256_of_files
+from mixtrain_jax.objectives import Objective
 from mixtrain_jax.report import page
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.feed import Examples, Feed, indices, make_feed
@@ -32,21 +33,11 @@ from mixtrain_jax.training.pace import AHEAD, Pace
 from mixtrain_jax.training.records import CURVE, curve_text
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
-from mixtrain_jax.training.state import Bad, Totals, TrainState
-from mixtrain_jax.training.steps import (
-    Apply,
-    Batch,
-    Steps,
-    WorstCase,
-    attacked,
-    bounded,
-    computed_in,
-    jit_once,
-    make_steps,
-)
+from mixtrain_jax.training.state import NonFinite, Totals, TrainState, upgraded
+from mixtrain_jax.training.steps import Apply, Batch, LossAndGrad, Steps, jit_once, make_steps
 
-# (state, data of the feed, what it handed over for each step, which have a robust loss) -> (state, last loss)
-Program = Callable[[TrainState, Any, tuple[Any, ...], np.ndarray], tuple[TrainState, jax.Array]]
+# (state, data of the feed, what it handed over for each step, which terms each has) -> (state, last loss)
+Program = Callable[[TrainState, Any, tuple[Any, ...], dict[str, np.ndarray]], tuple[TrainState, jax.Array]]
 # state -> (state, a loss that is known once it is)
 Dispatch = Callable[[TrainState], tuple[TrainState, jax.Array]]
 
@@ -78,6 +69,7 @@ class Setup(NamedTuple):
     train: data.Split | data.Streamed
     heldout: data.Split
     apply: Apply
+    objective: Objective
     feed: Feed
     steps: Steps
     program: Program  # of several steps at once
@@ -176,22 +168,18 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         optax.clip_by_global_norm(config.clip),
         optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay),
     )
+    objective = make_objective(config, functools.partial(apply, params), example.shape[1:])
     rule = make_rule(config, total_steps)
-    narrow = apply if config.compute == "float32" else computed_in(apply, config.compute)
     steps = make_steps(
-        narrow,
-        robust_apply=narrow if config.trainer == "pgd" else apply,
-        worst_case=worst_case(config, dataset.domain),
+        apply,
+        objective,
+        domain=dataset.domain,
         eps=eps,
-        k=config.robust_count(),
-        replace=config.replace and config.subsample == "batch",
         key=step_key,
         rule=rule,
         tx=tx,
         steps_per_epoch=count / config.batch_size,
         bad_steps=config.bad_steps,
-        clean_group=bounds.group_size(None, functools.partial(apply, params), example.shape[1:]),
-        robust_group=robust_group(config, functools.partial(apply, params), example.shape[1:]),
         microbatches=config.microbatches,
         mesh=mesh,
         layout=config.params,
@@ -201,15 +189,28 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         params=params,
         opt_state=tx.init(params),
         mix_state=rule.init(),
-        lead=jnp.zeros((), jnp.float32),
-        totals=Totals.zeros(),
-        bad=Bad.none(params),
+        gap=jnp.zeros((), jnp.float32),
+        totals=Totals.zeros(objective),
+        bad=NonFinite.none(params, objective),
     )
     initial = parallel.put(initial, mesh, config.params)
     feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1), mesh)
-    program = make_program(config, steps, feed, mesh)
+    program = make_program(config, objective, steps, feed, mesh)
     return Setup(
-        config, dataset, train_split, heldout, apply, feed, steps, program, rule, eps, total_steps, mesh, initial
+        config,
+        dataset,
+        train_split,
+        heldout,
+        apply,
+        objective,
+        feed,
+        steps,
+        program,
+        rule,
+        eps,
+        total_steps,
+        mesh,
+        initial,
     )
 
 
@@ -242,32 +243,43 @@ def radius(config: Config, total_steps: int) -> optax.Schedule:
 
 
 def method(config: Config) -> bounds.Method:
-    """The bounds of training."""
-    return certify.methods([config.bound], sound=False)[config.bound]
+    """The bound that held-out examples are measured with."""
+    return bounds.method(config.bound)
 
 
-def robust_group(config: Config, logits_fn: LogitsFn, shape: Sequence[int]) -> int | None:
-    """Of how many examples of this shape the robust loss is computed at a time; None for all."""
-    how = None if config.trainer in ("standard", "pgd") else method(config)
-    return config.robust_group or bounds.group_size(how, logits_fn, shape)
-
-
-def worst_case(config: Config, domain: tuple[float, float]) -> WorstCase:
-    """The worst case that the robust loss of a config is made of."""
-    if config.trainer == "pgd":
-        return attacked(config.train_attack_steps, domain)
-    return bounded(method(config), domain)
+def make_objective(config: Config, logits_fn: LogitsFn, shape: Sequence[int]) -> Objective:
+    """The terms that a config names, in microbatches that are fast for this network and this shape of an image."""
+    match config.trainer:
+        case "standard":
+            terms = objectives.standard(config.compute)
+        case "pgd":
+            terms = objectives.pgd(config.train_attack_steps, config.compute)
+        case "robust":
+            terms = objectives.robust(config.bound, config.compute)
+        case "mixtrain":
+            terms = objectives.mixtrain(
+                config.bound,
+                config.robust_examples,
+                replace=config.replace and config.subsample == "batch",
+                probability=config.robust_probability,
+                dtype=config.compute,
+            )
+    if config.mixing == "convex" and config.share == 1:  # a loss that weighs nothing is not computed
+        terms = {name: term for name, term in terms.items() if name != "clean"} or terms
+    sizes = {name: config.robust_group if name != "clean" else 0 for name in terms}
+    return {
+        name: term._replace(microbatch=sizes[name] or bounds.group_size(term.loss.method, logits_fn, shape))
+        for name, term in terms.items()
+    }
 
 
 def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
-    """The mixing rule that a config names; adversarial training weighs nothing but its attacked images."""
-    if config.trainer == "pgd":
-        return mixing.convex(1.0)
-    if config.trainer == "standard":
-        return mixing.constant(0.0)
+    """The mixing rule that a config names; a single loss has nothing to be weighed against."""
+    if config.trainer in ("standard", "pgd"):
+        return mixing.constant(1.0)
     match config.mixing:
         case "authors":
-            return mixing.authors(config.ramp * config.epochs)
+            return mixing.staircase(config.ramp * config.epochs)
         case "constant":
             return mixing.constant(config.weight)
         case "schedule":
@@ -277,6 +289,10 @@ def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
         case "constrained":
             tx = optax.sgd(config.mixing_learning_rate)
             return mixing.constrained(config.target, tx, start=config.share)
+        case "mgda":
+            return mixing.mgda()
+        case "balanced":
+            return mixing.balanced()
 
 
 def train(
@@ -343,10 +359,10 @@ def after_row(
     if best and row["eps"] == setup.eps(setup.total_steps) and row["heldout_verified_accuracy"] >= best.verified:
         verified = np.float64(row["heldout_verified_accuracy"])
         best = Best(np.int64(row["step"]), verified, jax.tree.map(jnp.copy, state.params))
-    if setup.config.target_on == "heldout" and row["clean_accuracy"] is not None:
-        lead = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
-        state = state._replace(lead=parallel.put(lead, setup.mesh, "replicated"))
-    return state._replace(totals=parallel.put(Totals.zeros(), setup.mesh, "replicated")), best
+    if setup.config.target_on == "heldout" and row.get("clean_accuracy") is not None:
+        gap = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
+        state = state._replace(gap=parallel.put(gap, setup.mesh, "replicated"))
+    return state._replace(totals=parallel.put(Totals.zeros(setup.objective), setup.mesh, "replicated")), best
 
 
 def save(checkpoints: Checkpoints, saved: Saved, *, wait: bool) -> None:
@@ -372,8 +388,8 @@ def save(checkpoints: Checkpoints, saved: Saved, *, wait: bool) -> None:
 
 def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     """The newest whole checkpoint, or the state that training starts from."""
-    start = untrained(setup)
-    saved = parallel.led(lambda: checkpoints.restore(start, display.note))
+    start, upgrade = untrained(setup), functools.partial(upgraded, names=tuple(setup.objective))
+    saved = parallel.led(lambda: checkpoints.restore(start, display.note, upgrade=upgrade))
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
         best = saved.best and saved.best._replace(
@@ -425,8 +441,9 @@ def postmortem(setup: Setup, state: TrainState) -> dict[str, Any]:
     updates = step - int(bad.skipped) + 1  # that the optimizer took before it: its schedule counts no others
     names = [leaf_name(path) for path, _ in jax.tree.flatten_with_path(state.params)[0]]
     largest = {name: number(value) for name, value in zip(names, bad.largest, strict=True)}
-    if np.isfinite(bad.clean_loss) and not np.isfinite(bad.robust_loss):
-        advice = "The robust loss alone is not finite: lower weight or eps, or lengthen the ramp."
+    broken = [name for name in setup.objective if not np.isfinite(bad.loss[name])]
+    if broken and "clean" in setup.objective and "clean" not in broken:
+        advice = f"The {' and '.join(broken)} loss alone is not finite: lower weight or eps, or lengthen the ramp."
     else:
         advice = "Lower learning_rate or weight, or lengthen the ramp."
     return {
@@ -436,7 +453,8 @@ def postmortem(setup: Setup, state: TrainState) -> dict[str, Any]:
         "try": advice,
         "eps": number(setup.eps(step)),
         "learning_rate": number(learning_rate(config, setup.total_steps)(updates)),
-        **{name: number(getattr(bad, name)) for name in ("clean_loss", "robust_loss", "clean_weight", "robust_weight")},
+        **{f"{name}_loss": number(bad.loss[name]) for name in setup.objective},
+        **{f"{name}_weight": number(bad.weight[name]) for name in setup.objective},
         "largest_gradient": largest,
         "examples": batch.tolist(),  # in the training split without those held out
         "pool": pool.tolist(),
@@ -449,19 +467,19 @@ def number(x: Any) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def make_program(config: Config, steps: Steps, feed: Feed, mesh: Mesh) -> Program:
+def make_program(config: Config, objective: Objective, steps: Steps, feed: Feed, mesh: Mesh) -> Program:
     """Compile `steps_per_dispatch` steps as one program, so that the host hands over many at a time."""
-    sometimes = 0 < robust_share(config) < 1
+    always = {name: bool(share) for name, term in objective.items() if (share := term.probability) in (0.0, 1.0)}
 
     def program(
-        state: TrainState, data: Any, handed: tuple[Any, ...], with_robust: jax.Array
+        state: TrainState, data: Any, handed: tuple[Any, ...], present: dict[str, jax.Array]
     ) -> tuple[TrainState, jax.Array]:
-        def step(state: TrainState, given: tuple[Any, jax.Array]) -> tuple[TrainState, jax.Array]:
+        def step(state: TrainState, given: tuple[Any, dict[str, jax.Array]]) -> tuple[TrainState, jax.Array]:
             batch, pool = feed.make(data, given[0])
-            return steps.whole(state, batch, pool, has_clean(config), given[1] if sometimes else has_robust(config))
+            return steps.fused(state, batch, pool, {**given[1], **always})
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *handed)
-        state, losses = jax.lax.scan(step, state, (stacked, with_robust))
+        state, losses = jax.lax.scan(step, state, (stacked, present))
         return state, losses[-1]
 
     return parallel.settled(jit_once(program, donate_argnums=0), mesh)
@@ -478,39 +496,51 @@ def dispatches(setup: Setup, state: TrainState, first: int, last: int) -> Iterat
       first: the first step.
       last: the step behind the last one.
     """
-    config, steps, many = setup.config, setup.steps, setup.config.steps_per_dispatch
+    many = setup.config.steps_per_dispatch
     rest = last - (last - first) % many if many > 1 else first
-    read, absent = setup.feed.read(first, rest), steps.absent(state)
+    read, skipped = setup.feed.read(first, rest), setup.steps.skipped(state)
     for at in range(first, rest, many):
         handed = tuple(itertools.islice(read, many))
-        with_robust = np.array([has_robust(config, step) for step in range(at, at + many)])
+        steps = [objectives.present(setup.objective, setup.config.seed, step) for step in range(at, at + many)]
+        present = {name: np.array([step[name] for step in steps]) for name in setup.objective}
 
-        def several(state: TrainState, handed: Any = handed, flags: np.ndarray = with_robust) -> Any:
-            return setup.program(state, setup.feed.data, handed, flags)
+        def several(state: TrainState, handed: Any = handed, present: dict[str, np.ndarray] = present) -> Any:
+            return setup.program(state, setup.feed.data, handed, present)
 
         yield many, several
     for step, examples in enumerate(setup.feed(rest, last), rest):
 
         def single(state: TrainState, step: int = step, examples: Examples = examples) -> Any:
-            clean = steps.clean(state, examples.batch) if has_clean(config) else absent
-            robust = steps.robust(state, examples.pool) if has_robust(config, step) else absent
-            return steps.update(state, clean, robust), clean.loss if robust is absent else robust.loss
+            present = objectives.present(setup.objective, setup.config.seed, step)
+            return one_step(setup, state, examples, [name for name in present if present[name]], skipped)
 
         yield 1, single
 
 
+def one_step(
+    setup: Setup, state: TrainState, examples: Examples, names: Sequence[str], skipped: LossAndGrad | None = None
+) -> tuple[TrainState, jax.Array]:
+    """Take one step with the terms of these names; the new state, and a loss that is known once the step is done."""
+    skipped = skipped or setup.steps.skipped(state)
+    parts = dict.fromkeys(setup.objective, skipped)
+    for name in names:
+        own = examples.batch if setup.objective[name].examples is None else examples.pool
+        parts[name] = setup.steps.terms[name](state, own)
+    last = parts[names[-1]] if names else skipped
+    return setup.steps.update(state, parts), last.loss
+
+
 def compile_steps(setup: Setup) -> None:
     """Run every program once on a copy of the first state, so that compilation is no part of the time of training."""
-    config, many = setup.config, setup.config.steps_per_dispatch
+    many = setup.config.steps_per_dispatch
     if 1 < many <= setup.total_steps:
         _, dispatch = next(dispatches(setup, setup.initial, 0, many))
         jax.block_until_ready(dispatch(jax.tree.map(jnp.copy, setup.initial)))
     if many == 1 or setup.total_steps % many:
         state = jax.tree.map(jnp.copy, setup.initial)
-        for batch, pool in setup.feed(0, 1):
-            clean = setup.steps.clean(state, batch) if has_clean(config) else setup.steps.absent(state)
-            robust = setup.steps.robust(state, pool) if has_robust(config) else setup.steps.absent(state)
-            jax.block_until_ready(setup.steps.update(state, clean, robust))
+        names = [name for name, term in setup.objective.items() if term.probability]
+        for examples in setup.feed(0, 1):
+            jax.block_until_ready(one_step(setup, state, examples, names))
 
 
 def trace_steps(setup: Setup, state: TrainState, folder: Path, display: Display) -> None:
@@ -537,26 +567,6 @@ def trace_steps(setup: Setup, state: TrainState, folder: Path, display: Display)
         f"Traced {traced * many} steps: `xprof --logdir {folder}` shows them (pip install xprof), and ui.perfetto.dev "
         "the perfetto_trace.json.gz in there."
     )
-
-
-def has_clean(config: Config) -> bool:
-    """Whether the clean loss weighs anything."""
-    return config.trainer == "standard" or not (
-        config.trainer == "pgd" or (config.mixing == "convex" and config.share == 1)
-    )
-
-
-def robust_share(config: Config) -> float:
-    """Share of the steps that have a robust loss."""
-    return {"standard": 0.0, "pgd": 1.0}.get(config.trainer, config.robust_probability)
-
-
-def has_robust(config: Config, step: int | None = None) -> bool:
-    """Whether a step has a robust loss, a pure function of the seed and the step; without one, whether any has."""
-    share = robust_share(config)
-    if share in (0.0, 1.0) or step is None:
-        return share > 0
-    return bool(np.random.default_rng([config.seed, step, 1]).random() < share)
 
 
 def measured(setup: Setup) -> int:
@@ -609,7 +619,8 @@ def log_row(setup: Setup, state: TrainState, heldout: tuple[float, float], done:
     """A row of `metrics.jsonl`, but for what depends on the clock."""
     totals, skipped = jax.device_get((state.totals, state.bad.skipped))
     means = totals.means()
-    means["relative_weight"] = means["robust_weight"] / max(means["clean_weight"], 1e-9)
+    reference, *others = (means[f"{name}_weight"] for name in setup.objective)
+    means["relative_weight"] = sum(others) / max(reference, 1e-9)
     return {
         "step": done,
         "epoch": done * setup.config.batch_size / len(setup.train),

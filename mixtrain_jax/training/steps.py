@@ -1,13 +1,13 @@
-"""The three jitted functions of a training step: clean gradients, robust gradients, update.
+"""The jitted functions of a training step: the gradient of each term of the objective, and the update.
 
-They are apart so that the robust part has its own batch size, k of n, and can be left out of a step altogether.
+They are apart so that each term has its own batch size, k of n, and can be left out of a step altogether.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mixtrain_jax import losses, parallel, subsample
-from mixtrain_jax.attacks import LogitsFn, descend
-from mixtrain_jax.bounds import Method, linf_ball, margins, specification
+from mixtrain_jax import parallel, subsample
 from mixtrain_jax.bounds.cpu import ordered
 from mixtrain_jax.bounds.loops import total
-from mixtrain_jax.mixing import MixRule, Signals
-from mixtrain_jax.training.state import Bad, Totals, TrainState
+from mixtrain_jax.losses import Context
+from mixtrain_jax.mixing import Metrics, MixRule, Signals, Weights
+from mixtrain_jax.objectives import Objective, Term
+from mixtrain_jax.training.state import NonFinite, TermTotals, Totals, TrainState
 
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
 
@@ -41,34 +41,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels) if self.count is None else self.count
-
-
-# (key, params, step, batch) -> losses [n] and what is right of their examples [n]
-ExampleLoss = Callable[[jax.Array, Any, jax.Array, Batch], tuple[jax.Array, jax.Array]]
-# (key, logits_fn, batch, eps) -> margins [n, classes - 1] in the worst case, as a sound bound or an attack has it.
-WorstCase = Callable[[jax.Array, LogitsFn, Batch, jax.Array], jax.Array]
-
-
-def bounded(method: Method, domain: tuple[float, float]) -> WorstCase:
-    """The worst case by sound bounds: no input in the ball has smaller margins."""
-
-    def worst(key: jax.Array, logits_fn: LogitsFn, batch: Batch, eps: jax.Array) -> jax.Array:
-        return margins(method, logits_fn)(linf_ball(batch.images, eps, domain), batch.labels)
-
-    return worst
-
-
-def attacked(steps: int, domain: tuple[float, float]) -> WorstCase:
-    """The worst case that an attack of so many steps finds, as adversarial training has it; there may be worse."""
-
-    def worst(key: jax.Array, logits_fn: LogitsFn, batch: Batch, eps: jax.Array) -> jax.Array:
-        ball = linf_ball(batch.images, eps, domain)
-        found = jax.lax.stop_gradient(descend(key, logits_fn, batch.labels, ball, steps=steps))
-        logits = logits_fn(found)
-        rows = jax.vmap(lambda label: specification(label, logits.shape[-1], logits.dtype))(batch.labels)
-        return jnp.einsum("nmc,nc->nm", rows, logits)
-
-    return worst
 
 
 def computed_in(apply: Apply, dtype: jax.typing.DTypeLike) -> Apply:
@@ -137,40 +109,45 @@ def microbatched(batch: Batch, group: int | None, mesh: Mesh, count: int) -> tup
     return jax.tree.map(lambda x: x.reshape(count, each, *x.shape[1:]), filled(batch, count * each)), size
 
 
-class Part(NamedTuple):
-    """One of the two losses on a batch: its mean, the accuracy in its own sense, and the gradient of the mean."""
+class LossAndGrad(NamedTuple):
+    """One term on its examples: the mean loss, the accuracy in the sense of the loss, and the gradient of the mean."""
 
     loss: jax.Array
     accuracy: jax.Array
     gradient: Any
 
 
-class Steps(NamedTuple):
-    """What the loop calls."""
+Parts = Mapping[str, LossAndGrad]
 
-    clean: Callable[[TrainState, Batch], Part]
-    robust: Callable[[TrainState, Batch], Part]  # of k examples of what it is given
-    update: Callable[[TrainState, Part, Part], TrainState]
-    absent: Callable[[TrainState], Part]  # stands for a part that a step does without
-    # (state, batch, pool, whether clean, whether robust) -> (state, loss); a step to be compiled with others
-    whole: Callable[[TrainState, Batch, Batch, bool, bool | jax.Array], tuple[TrainState, jax.Array]]
+
+class Steps(NamedTuple):
+    """The jitted functions of one training step.
+
+    Attributes:
+      terms: by name, `(state, examples) -> LossAndGrad`; a term of k examples draws them from what it is given.
+      update: `(state, parts) -> state`, of all terms.
+      skipped: `state -> LossAndGrad`, stands for a term that a step goes without.
+      fused: `(state, batch, pool, present) -> (state, loss)`, the whole step, to be compiled with others; `present`
+        says by name which terms it has.
+    """
+
+    terms: dict[str, Callable[[TrainState, Batch], LossAndGrad]]
+    update: Callable[[TrainState, Parts], TrainState]
+    skipped: Callable[[TrainState], LossAndGrad]
+    fused: Callable[[TrainState, Batch, Batch, Mapping[str, bool | jax.Array]], tuple[TrainState, jax.Array]]
 
 
 def make_steps(
     apply: Apply,
+    objective: Objective,
     *,
-    robust_apply: Apply | None = None,
-    worst_case: WorstCase,
+    domain: tuple[float, float],
     eps: optax.Schedule,
-    k: int,
-    replace: bool,
     key: jax.Array,
     rule: MixRule,
     tx: optax.GradientTransformation,
     steps_per_epoch: float,
     bad_steps: int = 0,
-    clean_group: int | None = None,
-    robust_group: int | None = None,
     microbatches: int = 0,
     mesh: Mesh | None = None,
     layout: parallel.Layout = "replicated",
@@ -179,113 +156,81 @@ def make_steps(
 
     Args:
       apply: `(params, images) -> logits`.
-      robust_apply: the same for the robust loss; by default `apply`.
-      worst_case: margins that the robust loss is made of.
+      objective: the terms.
+      domain: lowest and highest pixel.
       eps: radius at a step, in pixel units.
-      k: examples of a batch that carry the robust loss.
-      replace: draw them with replacement.
       key: of subsamples and attacks; a step's own key is folded from it, so a resumed run draws the same ones.
-      rule: weighs the two losses.
+      rule: weighs the terms.
       tx: optimizer.
       steps_per_epoch: steps in one pass over the training data.
       bad_steps: how many steps in a row may be skipped; after one more the state stands still.
-      clean_group: of how many examples the clean loss is computed at a time, on each device; None for all.
-      robust_group: the same for the robust loss.
       microbatches: parts of a batch whose gradients are summed in a fixed order, for the same bits on any number of
         devices; 0 for sums in the order that is fastest. Needs a mesh, and a replicated state.
       mesh: the devices; None for one.
       layout: of the state on them; `rows` is none for a state.
     """
+    names = tuple(objective)  # pytrees sort the keys of a dict
 
-    def part(loss: ExampleLoss, state: TrainState, batch: Batch, group: int | None) -> Part:
-        params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
+    def make_term(name: str, term: Term) -> Callable[[TrainState, Batch], LossAndGrad]:
+        term_apply = apply if term.dtype == "float32" else computed_in(apply, term.dtype)
 
         def mean(params: Any, step: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
             images, labels, weights, number = rows
             key_of_group = jax.random.fold_in(jax.random.fold_in(key, step), number[0])
-            values, right = loss(key_of_group, params, step, Batch(images, labels))
-            return (weights * values).sum(), jnp.where(right, weights, 0).sum()
+            radius = jnp.asarray(eps(step), images.dtype)
+            values = term.loss(Context(key_of_group, term_apply, params, images, labels, radius, domain))
+            return (weights * values.loss).sum(), jnp.where(values.correct, weights, 0).sum()
 
         gradients = ordered(jax.value_and_grad(mean, has_aux=True))
 
         def summed(whole: tuple[Any, jax.Array], rows: Rows, size: int | None) -> Any:
             return total(lambda rows: gradients(*whole, rows), rows, size)
 
-        whole = (params, state.step)
-        if microbatches and mesh is not None:
-            rows, size = microbatched(batch, group, mesh, microbatches)
-            summed = functools.partial(summed, size=size)
-            (value, accuracy), gradient = parallel.sum_microbatches(summed, whole, rows, mesh, microbatches)
-        else:
-            (value, accuracy), gradient = summed(whole, *grouped(batch, group, mesh))
-        return parallel.pin(Part(value, accuracy, gradient), mesh, layout)
+        def loss_and_grad(state: TrainState, batch: Batch) -> LossAndGrad:
+            if term.examples is not None and (term.replace or term.examples < len(batch)):
+                batch = drawn(jax.random.fold_in(key, state.step), batch, term.examples, term.replace, mesh)
+            params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
+            whole = (params, state.step)
+            if microbatches and mesh is not None:
+                rows, size = microbatched(batch, term.microbatch, mesh, microbatches)
+                each = functools.partial(summed, size=size)
+                (value, accuracy), gradient = parallel.sum_microbatches(each, whole, rows, mesh, microbatches)
+            else:
+                (value, accuracy), gradient = summed(whole, *grouped(batch, term.microbatch, mesh))
+            return parallel.pin(LossAndGrad(value, accuracy, gradient), mesh, layout)
 
-    def clean(state: TrainState, batch: Batch) -> Part:
-        def loss(key: jax.Array, params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            logits = apply(params, batch.images)
-            return losses.clean_loss(logits, batch.labels), logits.argmax(-1) == batch.labels
+        loss_and_grad.__name__ = name  # what profiles and errors call it
+        return loss_and_grad
 
-        return part(loss, state, batch, clean_group)
-
-    def robust(state: TrainState, pool: Batch) -> Part:
-        batch = pool
-        if replace or k < len(pool):
-            chosen = subsample.draw(jax.random.fold_in(key, state.step), len(pool), k, replace=replace)
-            if mesh is not None:
-                chosen = chosen[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
-            # An equal share for every device, wherever the examples were.
-            picked = parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows")
-            batch = Batch(*picked, count=k)
-
-        def loss(key: jax.Array, params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            logits_fn = functools.partial(robust_apply or apply, params)
-            lower = worst_case(key, logits_fn, batch, jnp.asarray(eps(step), batch.images.dtype))
-            return losses.robust_loss(lower), (lower > 0).all(-1)
-
-        return part(loss, state, batch, robust_group)
-
-    def update(state: TrainState, clean: Part, robust: Part) -> TrainState:
-        epoch = state.step.astype(jnp.float32) / steps_per_epoch
-        signals = Signals(state.step, epoch, clean.loss, clean.accuracy - state.lead, robust.loss)
-        weights, mix_state = rule.update(signals, state.mix_state)
-        gradient = jax.tree.map(lambda c, r: weights.clean * c + weights.robust * r, clean.gradient, robust.gradient)
-        loss = weights.clean * clean.loss + weights.robust * robust.loss
+    def update(state: TrainState, parts: Parts) -> TrainState:
+        gradients = [parts[name].gradient for name in names]
+        weights, mix_state = rule.update(signals(state, parts, gradients), state.mix_state)
+        gradient = jax.tree.map(lambda *leaves: weighted(weights, dict(zip(names, leaves, strict=True))), *gradients)
+        loss = weighted(weights, {name: parts[name].loss for name in names})
         norm = optax.tree.norm(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        now = Totals(
-            steps=jnp.float32(1),
-            loss=loss,
-            clean_loss=clean.loss,
-            robust_loss=robust.loss,
-            clean_accuracy=clean.accuracy,
-            clean_weight=weights.clean,
-            robust_weight=weights.robust,
-            gradient_norm=norm,
-        )
+        now = {name: TermTotals(parts[name].loss, parts[name].accuracy, weights[name]) for name in names}
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             mix_state=mix_state,
-            lead=state.lead,
-            totals=jax.tree.map(jnp.add, state.totals, now),
+            gap=state.gap,
+            totals=jax.tree.map(jnp.add, state.totals, Totals(jnp.float32(1), loss, norm, now)),
             bad=state.bad._replace(streak=jnp.zeros((), jnp.int32)),
         )
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Too many in a row: the state stands still, until the host looks and stops.
         over = state.bad.streak > bad_steps
 
-        def skipped() -> Bad:
-            largest = jnp.stack([jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(gradient)])
-            return Bad(
+        def skipped() -> NonFinite:
+            return NonFinite(
                 skipped=state.bad.skipped + 1,
                 streak=state.bad.streak + 1,
                 step=state.step,
-                largest=largest,
-                clean_loss=clean.loss,
-                robust_loss=robust.loss,
-                clean_weight=weights.clean,
-                robust_weight=weights.robust,
+                largest=jnp.stack([jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(gradient)]),
+                loss={name: parts[name].loss for name in names},
+                weight={name: weights[name] for name in names},
             )
 
         bad = jax.lax.cond(good | over, lambda: state.bad, skipped)
@@ -294,22 +239,53 @@ def make_steps(
         kept = jax.tree.map(lambda new, old: jnp.where(good & ~over, new.astype(old.dtype), old), new, same)
         return parallel.pin(kept, mesh, layout)
 
-    def absent(state: TrainState) -> Part:
+    def signals(state: TrainState, parts: Parts, gradients: Sequence[Any]) -> Signals:
+        metrics = {name: Metrics(parts[name].loss, parts[name].accuracy) for name in names}
+        first = metrics[names[0]]
+        metrics[names[0]] = first._replace(accuracy=first.accuracy - state.gap)
+        products = None
+        if rule.needs_products:
+            products = jnp.stack([jnp.stack([optax.tree.vdot(a, b) for b in gradients]) for a in gradients])
+        return Signals(state.step, state.step.astype(jnp.float32) / steps_per_epoch, metrics, products)
+
+    def skipped(state: TrainState) -> LossAndGrad:
         zero = jnp.zeros((), jnp.float32)
-        return parallel.pin(Part(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
+        return parallel.pin(LossAndGrad(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
 
-    def whole(
-        state: TrainState, batch: Batch, pool: Batch, with_clean: bool, with_robust: bool | jax.Array
+    terms = {name: make_term(name, term) for name, term in objective.items()}
+
+    def fused(
+        state: TrainState, batch: Batch, pool: Batch, present: Mapping[str, bool | jax.Array]
     ) -> tuple[TrainState, jax.Array]:
-        one = clean(state, batch) if with_clean else absent(state)
-        if isinstance(with_robust, bool):
-            other = robust(state, pool) if with_robust else absent(state)
-        else:
-            other = jax.lax.cond(with_robust, lambda: robust(state, pool), lambda: absent(state))
-        return update(state, one, other), one.loss + other.loss
+        parts = {}
+        for name, term in objective.items():
+            compute = functools.partial(terms[name], state, batch if term.examples is None else pool)
+            none, which = functools.partial(skipped, state), present[name]
+            if isinstance(which, bool):
+                parts[name] = compute() if which else none()
+            else:
+                parts[name] = jax.lax.cond(which, compute, none)
+        return update(state, parts), sum((part.loss for part in parts.values()), jnp.float32(0))
 
-    jitted = (jit_once(clean), jit_once(robust), jit_once(update, donate_argnums=0), jax.jit(absent))
-    return Steps(*(parallel.settled(step, mesh) for step in jitted), whole=whole)
+    return Steps(
+        {name: parallel.settled(jit_once(term), mesh) for name, term in terms.items()},
+        parallel.settled(jit_once(update, donate_argnums=0), mesh),
+        parallel.settled(jax.jit(skipped), mesh),
+        fused,
+    )
+
+
+def drawn(key: jax.Array, pool: Batch, k: int, replace: bool, mesh: Mesh | None) -> Batch:
+    """A uniform subsample of k examples, an equal share for every device, wherever the examples were."""
+    chosen = subsample.draw(key, len(pool), k, replace=replace)
+    if mesh is not None:
+        chosen = chosen[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
+    return Batch(*parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows"), count=k)
+
+
+def weighted(weights: Weights, terms: Mapping[str, jax.Array]) -> jax.Array:
+    """The weighted sum of the terms, in their order."""
+    return functools.reduce(jnp.add, [weights[name] * value for name, value in terms.items()])
 
 
 def jit_once(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -1,0 +1,72 @@
+"""The interface of a loss: the examples of one microbatch in, one value an example out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from mixtrain_jax.bounds import Interval, Method, linf_ball
+
+
+class Context(NamedTuple):
+    """What a loss may depend on.
+
+    Attributes:
+      key: random key of the step and the microbatch; all terms of a step have the same one.
+      apply: `(params, images) -> logits`, the network in the dtype of the term.
+      params: its parameters; a loss is differentiated with respect to them.
+      images: `[n, height, width, channels]`, float32.
+      labels: `[n]`, integers.
+      eps: radius of the perturbations at this step, in pixel units; a scalar.
+      domain: lowest and highest pixel.
+    """
+
+    key: jax.Array
+    apply: Callable[[Any, jax.Array], jax.Array]
+    params: Any
+    images: jax.Array
+    labels: jax.Array
+    eps: jax.Array
+    domain: tuple[float, float]
+
+    @property
+    def logits_fn(self) -> Callable[[jax.Array], jax.Array]:
+        """The network at its parameters, `[n, ...] -> [n, classes]`."""
+        return functools.partial(self.apply, self.params)
+
+    @property
+    def ball(self) -> Interval:
+        """The perturbed images: all within `eps` of each image in the l-infinity norm and inside the domain."""
+        return linf_ball(self.images, self.eps, self.domain)
+
+
+class Values(NamedTuple):
+    """What a loss says of each example, `[n]` both.
+
+    Attributes:
+      loss: the value that is averaged and differentiated.
+      correct: bool, right in the sense of the loss: classified rightly, attacked in vain, verified.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+
+
+class Loss(Protocol):
+    """A frozen dataclass whose fields are its hyperparameters.
+
+    Its calls are pure and treat examples independently of each other, so that the loss of a batch does not depend on
+    how it is split into microbatches.
+    """
+
+    @property
+    def method(self) -> Method | None:
+        """The bound that takes most of the memory, from which the size of microbatches follows; None for none."""
+        ...
+
+    def __call__(self, context: Context) -> Values:
+        """The loss of each example."""
+        ...
