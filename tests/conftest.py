@@ -19,8 +19,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
-# Examples are seeds and radii of arrays of fixed shapes, and the first one compiles.
-hypothesis.settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
+# Examples are seeds and radii of arrays of fixed shapes, and the first one compiles. Nothing here measures speed.
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=20,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("default")
 
 
