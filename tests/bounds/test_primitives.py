@@ -93,6 +93,14 @@ PROBES: dict[str, list[Callable[[jax.Array], jax.Array]]] = {
     **{name: [getattr(lax, name)] for name in ("sinh", "square", "tanh", "sort", "cummax", "cummin")},
     **{f.__name__: [lambda x, f=f: f(x * x + 0.1)] for f in (lax.log, lax.log1p, lax.rsqrt, lax.sqrt)},
     "erf_inv": [lambda x: lax.erf_inv(0.2 * x)],
+    "custom_curve": [mt.bounds.custom_rule(jnp.exp, mt.bounds.Curve(jnp.exp, True), rounding=lambda x: 1e-14)],
+    "custom_rule": [
+        mt.bounds.custom_rule(
+            jnp.sort,
+            mt.bounds.CustomRule(lambda x: mt.Interval(jnp.sort(x.lower), jnp.sort(x.upper))),
+            rounding=lambda x: 0.0,
+        )
+    ],
     "reduce_max": [lambda x: x.reshape(2, 2).max(1), jnp.max],
     "reduce_min": [lambda x: x.reshape(2, 2).min(0), jnp.min],
     "reduce_window_max": [
