@@ -10,11 +10,11 @@ from mixtrain_jax.mixing.base import MixRule, Signals, Weights, scalar, stateles
 def mgda() -> MixRule:
     """The convex weights whose mixed gradient is shortest (Sener and Koltun, arXiv 1810.04650, equation 4).
 
-    A step along it lowers both losses, or the point is Pareto stationary. The shorter gradient gets the larger weight, so
-    a clean loss that is nearly fitted takes all of it and nothing is verified; `balanced` does not have that fault.
+    A step along it lowers both losses, or the point is Pareto stationary. The shorter gradient gets the larger weight,
+    so a clean loss that is nearly fitted takes all of it and nothing is verified; `balanced` does not have that fault.
 
-    Where a step goes without a term, whose gradient then is 0, the other one has the whole weight: the shortest gradient
-    would be none at all.
+    Where a step goes without a term, whose gradient then is 0, the other one has the whole weight: the shortest
+    gradient would be none at all.
 
     Raises:
       ValueError: (its update) where the objective has other than two terms.
