@@ -35,6 +35,7 @@ ALLOWED = {
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "environment", "errors", "fingerprints"),
     },
+    "verify": {"attacks", "bounds"},
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "objectives", "certify"),
@@ -100,7 +101,7 @@ def test_unknown_public_names_are_attribute_errors():
         _ = mixtrain_jax.nothing
 
 
-@pytest.mark.parametrize("module", ["attacks", "bounds", "certify", "data", "foreign", "models"], ids=str)
+@pytest.mark.parametrize("module", ["attacks", "bounds", "certify", "data", "foreign", "models", "verify"], ids=str)
 def test_public_names_of_parts_resolve(module):
     part = importlib.import_module(f"mixtrain_jax.{module}")
     assert all(hasattr(part, name) for name in part.__all__)
