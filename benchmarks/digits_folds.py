@@ -22,7 +22,9 @@ import numpy as np
 from mixtrain_jax import certify, data
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.config import Config
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.program import dispatches
+from mixtrain_jax.training.setup import Setup
 
 BLOCK, BLOCKS = 300, 4
 
@@ -40,13 +42,13 @@ def fold(dataset: data.Dataset, index: int) -> data.Dataset:
 
 def accuracies(config: Config, dataset: data.Dataset) -> tuple[float, float]:
     """Clean and verified accuracy on the test split after training."""
-    return trained_accuracies(run.prepare(config, dataset))
+    return trained_accuracies(prepare(config, dataset))
 
 
-def trained_accuracies(setup: run.Setup) -> tuple[float, float]:
+def trained_accuracies(setup: Setup) -> tuple[float, float]:
     """Clean and verified accuracy on the test split of a setup after training."""
     config, dataset, state = setup.config, setup.dataset, setup.initial
-    for _, dispatch in run.dispatches(setup, state, 0, setup.total_steps):
+    for _, dispatch in dispatches(setup, state, 0, setup.total_steps):
         state, _ = dispatch(state)
     logits_fn = functools.partial(setup.apply, state.params)
     images, labels = jnp.asarray(dataset.test.floats().images), jnp.asarray(dataset.test.labels)

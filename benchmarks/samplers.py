@@ -25,7 +25,8 @@ import numpy as np
 
 from mixtrain_jax import bounds, data, losses
 from mixtrain_jax.config import Config
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import method, prepare
+from mixtrain_jax.training.setup import Setup
 from mixtrain_jax.training.state import TrainState
 from mixtrain_jax.training.steps import Batch, LossAndGrad
 
@@ -33,7 +34,7 @@ UNIFORM = 0.2  # share that is drawn uniformly
 KINDS = ("uniform", "margin weighed", "margin plain", "oracle weighed", "oracle plain")
 
 
-def with_sampler(setup: run.Setup, kind: str) -> run.Setup:
+def with_sampler(setup: Setup, kind: str) -> Setup:
     """The setup with another way to draw the examples of the robust loss."""
     if kind == "uniform":
         return setup
@@ -42,7 +43,7 @@ def with_sampler(setup: run.Setup, kind: str) -> run.Setup:
 
     def worst(params: Any, batch: Batch, eps: jax.Array) -> jax.Array:
         ball = bounds.linf_ball(batch.images, eps, setup.dataset.domain)
-        return bounds.margins(run.method(config), functools.partial(setup.apply, params))(ball, batch.labels)
+        return bounds.margins(method(config), functools.partial(setup.apply, params))(ball, batch.labels)
 
     def score(state: TrainState, pool: Batch, eps: jax.Array) -> jax.Array:
         if score_name == "oracle":
@@ -86,7 +87,7 @@ def main() -> None:
                     **{"mixing": "convex", "share": 0.5, "holdout": 1, "robust_examples": few, "seed": seed},
                 )
                 blocks = [digits_folds.fold(dataset, i) for i in range(digits_folds.BLOCKS)]
-                setups = [with_sampler(run.prepare(config, block), kind) for block in blocks]
+                setups = [with_sampler(prepare(config, block), kind) for block in blocks]
                 found.append(np.mean([digits_folds.trained_accuracies(setup) for setup in setups], axis=0))
             (clean, verified), (_, deviation) = np.mean(found, axis=0), np.std(found, axis=0, ddof=1)
             print(f"{few:3} of 128, {kind:15} clean {clean:.1%}  verified {verified:.1%} ± {deviation:.1%}", flush=True)

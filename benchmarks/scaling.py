@@ -36,7 +36,8 @@ from results_page.numbers import table
 from mixtrain_jax import certify, config, environment, losses, models, parallel
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.fingerprints import fingerprint
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.program import compile_steps, dispatches
 
 HERE = Path(__file__).parent
 RECORD, PAGE = HERE / "scaling.json", HERE.parent / "docs" / "scaling.md"
@@ -122,14 +123,14 @@ def order() -> list[dict[str, Any]]:
 
 def _run_of(of: config.Config, count: int) -> tuple[Callable[[], float], Callable[[], str]]:
     """What takes the next steps of a run and returns their seconds, and what returns the hash of its state."""
-    setup = run.prepare(of, mesh=parallel.data_mesh(jax.devices()[:count]))
-    run.compile_steps(setup)
+    setup = prepare(of, mesh=parallel.data_mesh(jax.devices()[:count]))
+    compile_steps(setup)
     state, done = jax.tree.map(jnp.copy, setup.initial), 0
 
     def take() -> float:
         nonlocal state, done
         started = time.perf_counter()
-        for _, dispatch in run.dispatches(setup, state, done, done + STEPS):
+        for _, dispatch in dispatches(setup, state, done, done + STEPS):
             state, _ = dispatch(state)
         jax.block_until_ready(state)
         done += STEPS

@@ -33,7 +33,10 @@ from mixtrain_jax import data, environment
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.finish import finish
+from mixtrain_jax.training.loop import train
+from mixtrain_jax.training.program import one_step
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 
@@ -67,13 +70,13 @@ def step_seconds(configs: list[Config], dataset: data.Dataset, rounds: int) -> l
     """Median seconds of a whole training step of each config, the configs taking turns."""
     runners = []
     for config in configs:
-        setup = run.prepare(config, dataset)
+        setup = prepare(config, dataset)
         examples = next(iter(setup.feed(0, 1)))
         state = jax.tree.map(jnp.copy, setup.initial)
         skipped, names = setup.steps.skipped(state), list(setup.objective)
 
         def step(state: Any, *fixed: Any, setup: Any = setup, given: Any = (examples, names, skipped)) -> Any:
-            return run.one_step(setup, state, *given)[0]
+            return one_step(setup, state, *given)[0]
 
         runners.append([step, jax.block_until_ready(step(state))])
     seconds: list[list[float]] = [[] for _ in configs]
@@ -146,9 +149,9 @@ def perform(config: Config, dataset: data.Dataset, folder: RunDir, display: Disp
     """One run from where it stands to its summary."""
     with folder.opened(config), Stop() as stop:
         if folder.summary() is None:
-            setup = run.prepare(config, dataset)
-            saved = run.train(setup, folder, Checkpoints(folder.checkpoints, keep=1), stop, display)
-            run.finish(setup, saved, folder, stop, display)
+            setup = prepare(config, dataset)
+            saved = train(setup, folder, Checkpoints(folder.checkpoints, keep=1), stop, display)
+            finish(setup, saved, folder, stop, display)
 
 
 def main() -> None:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from mixtrain_jax import parallel
 from mixtrain_jax.config import Config
 from mixtrain_jax.fingerprints import fingerprint
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.measure import make_measure
+from mixtrain_jax.training.program import dispatches
 
 STEPS = 24
 TINY = {"width": 16, "epochs": 2, "batch_size": 50, "robust_examples": 5, "holdout": 97, "microbatches": 8}
@@ -31,13 +33,13 @@ def ended(fields, count, parts=((0, STEPS),)):
     """
     counts, state = [count] * len(parts) if isinstance(count, int) else count, None
     for count, (first, last) in zip(counts, parts, strict=True):
-        setup = run.prepare(Config(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:count]))
+        setup = prepare(Config(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:count]))
         state = setup.initial if state is None else parallel.put(parallel.fetch(state), setup.mesh, "replicated")
         state = jax.tree.map(jnp.copy, state)
-        for _, dispatch in run.dispatches(setup, state, first, last):
+        for _, dispatch in dispatches(setup, state, first, last):
             state, _ = dispatch(state)
     moved = fingerprint(parallel.fetch(state.params)) != fingerprint(parallel.fetch(setup.initial.params))
-    return [fingerprint(parallel.fetch(state)), moved, run.make_measure(setup)(state)]
+    return [fingerprint(parallel.fetch(state)), moved, make_measure(setup)(state)]
 
 
 if __name__ == "__main__":

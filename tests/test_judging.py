@@ -22,7 +22,8 @@ from mixtrain_jax.errors import CheckpointError, ModelError
 from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.foreign import load_onnx_for
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.resume import untrained
 
 QUICK = ["--attacks", "customary", "--certify", "ibp", "--curve-examples", "0", "--examples", "40"]
 TINY = ["--epochs", "4", "--width", "16", "--attack-steps", "2", "--attack-restarts", "1", "--points", "2"]
@@ -201,8 +202,8 @@ def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     folder = tmp_path / "run" / "checkpoints"
     with jax.numpy_dtype_promotion("standard"):
-        setup = run.prepare(Config(**{**config, "certify": tuple(config["certify"])}))
-    saved = Checkpoints(folder).restore(run.untrained(setup), pytest.fail)
+        setup = prepare(Config(**{**config, "certify": tuple(config["certify"])}))
+    saved = Checkpoints(folder).restore(untrained(setup), pytest.fail)
     shutil.rmtree(folder)
     others = {name: getattr(saved.state, name) for name in ("params", "mix_state")}
     older = {"step": saved.step, "seconds": saved.seconds, "state": {**others, "bad_step": np.int32(-1)}}
@@ -212,7 +213,7 @@ def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path)
         params = mt.load_run(tmp_path / "run").params
     assert fingerprint(params) == json.loads((trained / "summary.json").read_text())["params_sha256"]
     with pytest.raises(CheckpointError, match=r"no leaf state\..*it belongs to another network, optimizer or version"):
-        Checkpoints(folder).restore(run.untrained(setup), pytest.fail)
+        Checkpoints(folder).restore(untrained(setup), pytest.fail)
 
 
 def saved_linear(path, shape, names=("y",)):

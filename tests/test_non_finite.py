@@ -29,7 +29,10 @@ from mixtrain_jax.attacks.gradients import finite, value_and_gradient
 from mixtrain_jax.bounds.alpha_crown import _ascend
 from mixtrain_jax.config import Config
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.finish import finish
+from mixtrain_jax.training.measure import log_row
+from mixtrain_jax.training.resume import untrained
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 
@@ -122,11 +125,11 @@ def test_they_raise_a_flag_with_their_share(kind):
 def test_a_run_says_that_its_attacks_missed_some_pixels(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # which optax wants
         fields = {"width": 4, "certify": ("ibp",), "attack_steps": 1, "attack_restarts": 1, "curve_examples": 0}
-        setup = run.prepare(Config(**fields))
+        setup = prepare(Config(**fields))
         setup = setup._replace(apply=lambda params, x, apply=setup.apply: apply(params, jnp.sqrt(x)))
-        folder, saved = RunDir(tmp_path), run.untrained(setup)
-        folder.append_metrics({**run.log_row(setup, saved.state, (0.0, 0.0), 0), "clean_loss": 1.0})
-        found = run.finish(setup, saved, folder, Stop(), Display())
+        folder, saved = RunDir(tmp_path), untrained(setup)
+        folder.append_metrics({**log_row(setup, saved.state, (0.0, 0.0), 0), "clean_loss": 1.0})
+        found = finish(setup, saved, folder, Stop(), Display())
     assert found["warnings"][0].startswith("non-finite gradient: that of the cross-entropy is NaN or infinite at")
     assert found["warnings"][0] in (tmp_path / "report.html").read_text()
 

@@ -19,7 +19,10 @@ from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.config import Config
 from mixtrain_jax.losses import Values
 from mixtrain_jax.objectives import Term
-from mixtrain_jax.training import run
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.program import dispatches, one_step
+from mixtrain_jax.training.resume import Saved, restore, untrained
 from mixtrain_jax.training.state import Totals, TrainState
 from mixtrain_jax.training.steps import Batch, make_steps
 
@@ -46,14 +49,14 @@ def mesh_of(count):
 
 @functools.cache
 def prepared(count, **fields):
-    return run.prepare(Config(**{**TINY, **fields}), mesh=mesh_of(count))
+    return prepare(Config(**{**TINY, **fields}), mesh=mesh_of(count))
 
 
 def trained(setup, first=0, last=STEPS, state=None):
-    state = run.untrained(setup).state if state is None else state
+    state = untrained(setup).state if state is None else state
     state = jax.tree.map(jnp.copy, state)
     for examples in setup.feed(first, last):
-        state, _ = run.one_step(setup, state, examples, list(setup.objective))
+        state, _ = one_step(setup, state, examples, list(setup.objective))
     return state
 
 
@@ -96,7 +99,7 @@ def test_a_batch_of_one_example_is_trained_on_by_three_devices_as_by_one(trainer
     for count in (1, 3):
         setup = prepared(count, trainer=trainer, batch_size=1, robust_examples=1, train_attack_steps=1, width=4)
         state = jax.tree.map(jnp.copy, setup.initial)
-        for _, dispatch in run.dispatches(setup, state, 0, 3):
+        for _, dispatch in dispatches(setup, state, 0, 3):
             state, _ = dispatch(state)
         ended.append(parallel.fetch(state))
     one, three = ended
@@ -215,9 +218,9 @@ def test_layouts():
 def test_a_checkpoint_goes_on_on_another_number_of_devices(before, after, layout, tmp_path):
     fields = {"width": 1024, "params": layout}
     state, checkpoints = trained(prepared(before, **fields), last=3), Checkpoints(tmp_path)
-    checkpoints.save(3, run.Saved(np.int64(3), np.float64(0), state, None))
+    checkpoints.save(3, Saved(np.int64(3), np.float64(0), state, None))
     setup = prepared(after, **fields)
-    restored = run.restore(setup, checkpoints, run.Display()).state
+    restored = restore(setup, checkpoints, Display()).state
     assert bits(restored) == bits(state)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, setup.initial)
     close(

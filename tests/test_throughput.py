@@ -22,9 +22,12 @@ from mixtrain_jax.data import Streamed
 from mixtrain_jax.errors import PreemptedError
 from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.report.display import Display
+from mixtrain_jax.training import build
 from mixtrain_jax.training import pace as pace_module
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.loop import train
 from mixtrain_jax.training.pace import AHEAD, Pace
+from mixtrain_jax.training.program import compile_steps, dispatches, trace_steps
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.steps import computed_in
@@ -110,13 +113,13 @@ def prepared(devices=1, streamed=False, **fields):
     if streamed:
         split = dataset.train
         dataset = dataclasses.replace(dataset, train=Streamed(split.take, 0, len(split), split.levels))
-    return run.prepare(Config(**{**TINY, **fields}), dataset, parallel.data_mesh(jax.devices()[:devices]))
+    return prepare(Config(**{**TINY, **fields}), dataset, parallel.data_mesh(jax.devices()[:devices]))
 
 
 def trained(setup, last=STEPS, first=0, state=None):
     state = jax.tree.map(jnp.copy, setup.initial if state is None else state)
     taken = []
-    for steps, dispatch in run.dispatches(setup, state, first, last):
+    for steps, dispatch in dispatches(setup, state, first, last):
         state, loss = dispatch(state)
         taken.append(steps)
     assert np.isfinite(loss)
@@ -164,7 +167,7 @@ def nan_at(*steps):
 
 
 def test_steps_that_are_not_finite_are_skipped_within_a_program(monkeypatch):
-    monkeypatch.setattr(run, "make_rule", nan_at(3, 9, 10))
+    monkeypatch.setattr(build, "make_rule", nan_at(3, 9, 10))
     fields = {"trainer": "standard", "bad_steps": 2}
     states = [trained(prepared.__wrapped__(**fields, steps_per_dispatch=many))[0] for many in (1, MANY)]
     close(states[0].params, states[1].params)
@@ -184,7 +187,7 @@ def whole_run(path, stop=None):
     setup, folder = prepared(**FIVE), RunDir(path)
     setup = setup._replace(initial=jax.tree.map(jnp.copy, setup.initial))  # training takes its memory
     with folder.opened(setup.config):
-        saved = run.train(setup, folder, Checkpoints(folder.checkpoints), stop or Stop(), display())
+        saved = train(setup, folder, Checkpoints(folder.checkpoints), stop or Stop(), display())
     return fingerprint(saved.state), [row["step"] for row in folder.metrics()]
 
 
@@ -211,7 +214,7 @@ def test_all_programs_are_compiled_before_training_starts():
             return call
 
         steps = setup.steps._replace(update=counted("update", setup.steps.update))
-        run.compile_steps(setup._replace(steps=steps, program=counted("program", setup.program)))
+        compile_steps(setup._replace(steps=steps, program=counted("program", setup.program)))
         assert list(calls.values()) == expected, fields
 
 
@@ -263,7 +266,7 @@ def test_a_trace_of_some_steps_comes_and_the_run_is_as_without_it(tmp_path):
     setup, shown = prepared(**FIVE), display()
     state = jax.tree.map(jnp.copy, setup.initial)
     before = bits(state)
-    run.trace_steps(setup, state, tmp_path / "profile", shown)
+    trace_steps(setup, state, tmp_path / "profile", shown)
     assert bits(state) == before
     assert "Traced 20 steps" in shown.console.file.getvalue()
     (perfetto,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")

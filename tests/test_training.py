@@ -23,8 +23,12 @@ from mixtrain_jax.losses import Attacked, Bounded, Clean, Context, Values
 from mixtrain_jax.mixing import Metrics, MixRule
 from mixtrain_jax.objectives import Term, present
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training import pace
-from mixtrain_jax.training import run as run_module
+from mixtrain_jax.training import build, loop, pace
+from mixtrain_jax.training.build import make_objective, make_rule, prepare, radius
+from mixtrain_jax.training.finish import finish
+from mixtrain_jax.training.loop import train
+from mixtrain_jax.training.resume import restore
+from mixtrain_jax.training.run import run
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.signals import Stop
 from mixtrain_jax.training.state import NonFinite, Totals, TrainState, upgraded
@@ -498,28 +502,28 @@ def nan_at(*steps):
     return lambda config, total: mixing.schedule(lambda now: jnp.where((now == at).any(), jnp.nan, 1.0))
 
 
-def train(config, path):
-    setup, folder = run_module.prepare(config, mesh=ONE), RunDir(path)
+def train_in(config, path):
+    setup, folder = prepare(config, mesh=ONE), RunDir(path)
     with folder.opened(config):
-        return setup, run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
+        return setup, train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
 
 
 @pytest.mark.usefixtures("promoting")
 def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_module, "make_rule", nan_at(5, 6, 7))
+    monkeypatch.setattr(build, "make_rule", nan_at(5, 6, 7))
     config = Config(**{**TINY, "checkpoint_seconds": 0.0, "bad_steps": 2, "subsample": "epoch"})
     with pytest.raises(
         NonFiniteError,
         match=r"at step 7 and in the 2 steps before it; the last good checkpoint is step 7 in .*checkpoints",
     ) as caught:
-        run_module.run(config, tmp_path, display())
+        run(config, tmp_path, display())
     assert caught.value.exit_code == 3
     assert str(tmp_path / "postmortem.json") in str(caught.value)
     assert Checkpoints(tmp_path / "checkpoints").latest() == 7
     assert [row["step"] for row in RunDir(tmp_path).metrics() if row["step"] > 7] == []
     assert not (tmp_path / "summary.json").exists()
     found = json.loads((tmp_path / "postmortem.json").read_text())
-    setup = run_module.prepare(config)
+    setup = prepare(config)
     count = len(setup.train)
     assert found["examples"] == batch_indices(config.seed, 7, 100, count).tolist()
     assert found["pool"] == subset_indices(config.seed, 7, 100, count, 4).tolist()
@@ -537,7 +541,7 @@ def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(mo
 
 @pytest.mark.usefixtures("promoting")
 def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(run_module, "make_rule", nan_at(2))
+    monkeypatch.setattr(build, "make_rule", nan_at(2))
     (tmp_path / "tiny.toml").write_text(
         "".join(f"{name} = {json.dumps(value)}\n" for name, value in Config(**TINY, bad_steps=0).to_json().items())
     )
@@ -551,10 +555,10 @@ def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
 @pytest.mark.usefixtures("promoting")
 def test_bad_steps_up_to_the_limit_are_skipped_counted_and_shown(monkeypatch, tmp_path):
     """The rows are of steps 1 to 8, 9 to 16, 17 to 24; all of the second eight are bad."""
-    monkeypatch.setattr(run_module, "make_rule", nan_at(3, *range(8, 16)))
+    monkeypatch.setattr(build, "make_rule", nan_at(3, *range(8, 16)))
     config = Config(**TINY, bad_steps=8)
     shown = display()
-    summary = run_module.run(config, tmp_path, shown)
+    summary = run(config, tmp_path, shown)
     rows = RunDir(tmp_path).metrics()
     assert [(row["step"], row["skipped"]) for row in rows] == [(8, 1), (16, 9), (24, 9)]
     means = [[row[name] for name in ("loss", "clean_accuracy", "gradient_norm", "relative_weight")] for row in rows]
@@ -577,7 +581,7 @@ READS = ("__array__", "__int__", "__float__", "__bool__", "__index__", "block_un
 @pytest.mark.usefixtures("promoting")
 def test_the_host_reads_the_device_at_logs_and_saves_alone(monkeypatch, tmp_path):
     """On CPU a transfer guard sees nothing, so reads of arrays are counted where they are made."""
-    setup, folder = run_module.prepare(Config(**TINY, trainer="standard")), RunDir(tmp_path)
+    setup, folder = prepare(Config(**TINY, trainer="standard")), RunDir(tmp_path)
     kind, done, reads = type(setup.initial.step), [0], []
 
     def counted(read):
@@ -597,13 +601,13 @@ def test_the_host_reads_the_device_at_logs_and_saves_alone(monkeypatch, tmp_path
             patch.setattr(kind, name, counted(getattr(kind, name)))
         float(jnp.ones(()))
         assert reads.pop() == 0
-        run_module.train(watched, folder, Checkpoints(folder.checkpoints), Stop(), display())
+        train(watched, folder, Checkpoints(folder.checkpoints), Stop(), display())
     compiled = 1  # the step that compiles is no step of training
     assert {read - compiled for read in reads if read > compiled} == {8, 16, 24}
 
 
 def trained(tmp_path, **fields):
-    _, saved = train(Config(**{**TINY, "width": 4, **fields}), tmp_path)
+    _, saved = train_in(Config(**{**TINY, "width": 4, **fields}), tmp_path)
     return fingerprint(saved.state.params), RunDir(tmp_path).metrics()
 
 
@@ -631,7 +635,7 @@ def test_each_way_to_subsample_trains_on_other_examples(tmp_path):
 @pytest.mark.parametrize("shape", ["linear", "smooth"])
 def test_the_radius_grows_over_the_ramp_and_stays(shape):
     config = Config(eps=0.1, train_eps_ratio=2.0, ramp=0.4, ramp_shape=shape)
-    radii = np.asarray(jax.vmap(run_module.radius(config, 1000))(np.arange(1000)))
+    radii = np.asarray(jax.vmap(radius(config, 1000))(np.arange(1000)))
     assert radii[0] == 0
     assert (np.diff(radii[:401]) > 0).all()
     np.testing.assert_allclose(radii[400:], 0.2, rtol=1e-6)
@@ -646,7 +650,7 @@ def test_the_radius_grows_over_the_ramp_and_stays(shape):
 
 def test_a_ramp_of_no_steps_is_the_whole_radius_from_the_second_step_on():
     for shape in ("linear", "smooth"):
-        schedule = run_module.radius(Config(eps=0.1, ramp=0.0, ramp_shape=shape), 10)
+        schedule = radius(Config(eps=0.1, ramp=0.0, ramp_shape=shape), 10)
         assert float(schedule(1)) == pytest.approx(0.1)
 
 
@@ -654,11 +658,9 @@ def test_a_ramp_of_no_steps_is_the_whole_radius_from_the_second_step_on():
 def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch, tmp_path):
     """By made-up measurements: the best lies before the end of the ramp, the best after it before the last."""
     measured = {6: 0.9, 12: 0.8, 18: 0.3, 24: 0.5, 30: 0.5, 36: 0.4}
-    monkeypatch.setattr(
-        run_module, "make_measure", lambda setup: lambda state: (0.9, measured.get(int(state.step), 0.0))
-    )
+    monkeypatch.setattr(loop, "make_measure", lambda setup: lambda state: (0.9, measured.get(int(state.step), 0.0)))
     fields = {**TINY, "epochs": 3, "points": 6, "ramp": 0.4, "choose": "best", "checkpoint_seconds": 0.0}
-    setup, folder = run_module.prepare(Config(**fields), mesh=ONE), RunDir(tmp_path)
+    setup, folder = prepare(Config(**fields), mesh=ONE), RunDir(tmp_path)
     seen = {}
 
     def update(*args):
@@ -669,12 +671,12 @@ def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch
     watched = setup._replace(steps=setup.steps._replace(update=update))
     with folder.opened(setup.config):
         checkpoints = Checkpoints(folder.checkpoints)
-        saved = run_module.train(watched, folder, checkpoints, Stop(), display())
+        saved = train(watched, folder, checkpoints, Stop(), display())
         assert int(saved.best.step) == 30
         assert bits(saved.best.params) == bits(seen[30]) != bits(saved.state.params)
-        again = run_module.restore(run_module.prepare(setup.config, mesh=ONE), checkpoints, display())
+        again = restore(prepare(setup.config, mesh=ONE), checkpoints, display())
         assert bits(again.best) == bits(saved.best)
-        summary = run_module.finish(setup, saved, folder, Stop(), display())
+        summary = finish(setup, saved, folder, Stop(), display())
     assert summary["step"] == 30
     assert summary["params_sha256"] == fingerprint(seen[30])
 
@@ -697,9 +699,9 @@ def test_the_rule_sees_accuracy_less_its_generalization_gap():
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("target_on", ["batches", "heldout"])
 def test_the_generalization_gap_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
-    setup, folder = run_module.prepare(Config(**{**TINY, "target_on": target_on}), mesh=ONE), RunDir(tmp_path)
+    setup, folder = prepare(Config(**{**TINY, "target_on": target_on}), mesh=ONE), RunDir(tmp_path)
     with folder.opened(setup.config):
-        saved = run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
+        saved = train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
     row = folder.metrics()[-1]
     gap = row["clean_accuracy"] - row["heldout_clean_accuracy"]
     np.testing.assert_allclose(saved.state.gap, gap if target_on == "heldout" else 0, rtol=1e-5)
@@ -709,9 +711,9 @@ def test_the_generalization_gap_is_measured_where_the_config_asks_for_it(tmp_pat
 def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
     """By a clock that only steps move, one second each; the last row is of fewer steps."""
     now = [0.0]
-    for module in (run_module, pace):
+    for module in (loop, pace):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    setup = run_module.prepare(Config(**{**TINY, "epochs": 3, "points": 5}), mesh=ONE)
+    setup = prepare(Config(**{**TINY, "epochs": 3, "points": 5}), mesh=ONE)
     steps = setup.steps
 
     def update(*args):
@@ -721,7 +723,7 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
     setup = setup._replace(steps=steps._replace(update=update))
     folder = RunDir(tmp_path)
     with folder.opened(setup.config):
-        run_module.train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
+        train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
     rows = folder.metrics()
     assert [row["step"] for row in rows] == [7, 14, 21, 28, 35, 36]
     np.testing.assert_allclose([row["seconds"] for row in rows], [row["step"] for row in rows])
@@ -733,15 +735,15 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
 @pytest.mark.parametrize("trainer", ["standard", "pgd", "robust", "mixtrain"])
 def test_prepare_refuses_a_batch_larger_than_the_training_examples(trainer):
     with pytest.raises(ConfigError, match="batch_size must be at most the 1200 training examples left, got 1201"):
-        run_module.prepare(Config(batch_size=1201, holdout=97, trainer=trainer), mesh=ONE)
+        prepare(Config(batch_size=1201, holdout=97, trainer=trainer), mesh=ONE)
     with pytest.raises(ConfigError, match="holdout must leave examples on both sides"):
-        run_module.prepare(Config(holdout=1297), mesh=ONE)
+        prepare(Config(holdout=1297), mesh=ONE)
 
 
 @pytest.mark.usefixtures("promoting")
 def test_prepare_refuses_a_network_that_the_images_are_too_small_for():
     with pytest.raises(ConfigError, match=r"resnet_imagenet cannot take images of shape \[8, 8, 1\], those of digits"):
-        run_module.prepare(Config(model="resnet_imagenet", width=1))
+        prepare(Config(model="resnet_imagenet", width=1))
 
 
 def presence(probability, seed=0, steps=100):
@@ -762,7 +764,7 @@ def test_which_terms_a_step_has_is_a_pure_function_of_seed_and_step():
 
 
 def objective_of(**fields):
-    return run_module.make_objective(Config(**fields), functools.partial(NET.apply, default_params()), (3, 3, 1))
+    return make_objective(Config(**fields), functools.partial(NET.apply, default_params()), (3, 3, 1))
 
 
 @pytest.mark.parametrize("fields", [{}, {"robust_probability": 0.5}, {"mixing": "convex", "share": 1.0}])
@@ -779,7 +781,7 @@ def test_a_loss_that_weighs_nothing_is_not_computed():
 
 
 def rule_weights(config, steps, total=100):
-    rule = run_module.make_rule(config, total)
+    rule = make_rule(config, total)
     state = rule.init()
     weights = []
     for step in steps:

@@ -8,7 +8,11 @@ import pytest
 
 from mixtrain_jax import parallel
 from mixtrain_jax.config import Config
-from mixtrain_jax.training import run
+from mixtrain_jax.training.build import prepare
+from mixtrain_jax.training.loop import after_row
+from mixtrain_jax.training.measure import log_row, make_measure
+from mixtrain_jax.training.program import dispatches
+from mixtrain_jax.training.resume import untrained
 
 TINY = {"model": "small", "width": 4, "batch_size": 16, "robust_examples": 4, "epochs": 1, "holdout": 97, "measure": 20}
 PRESETS = {
@@ -32,15 +36,15 @@ def kinds(tree):
 @pytest.mark.parametrize("fields", PRESETS.values(), ids=PRESETS)
 def test_a_step_keeps_the_types_of_its_state(fields, x64):
     with jax.numpy_dtype_promotion("standard"):  # optax promotes
-        setup = run.prepare(Config(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:1]))
-        state, best = jax.tree.map(jnp.copy, setup.initial), run.untrained(setup).best
+        setup = prepare(Config(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:1]))
+        state, best = jax.tree.map(jnp.copy, setup.initial), untrained(setup).best
         before = kinds(state)
         assert {str(dtype) for _, dtype, _ in before.values()} == {"float32", "int32"}
-        for _, dispatch in run.dispatches(setup, state, 0, 4):  # a program that is traced twice raises
+        for _, dispatch in dispatches(setup, state, 0, 4):  # a program that is traced twice raises
             state, loss = dispatch(state)
-            row = run.log_row(setup, state, run.make_measure(setup)(state), 4) if int(state.step) == 4 else None
+            row = log_row(setup, state, make_measure(setup)(state), 4) if int(state.step) == 4 else None
             if row:
-                state, best = run.after_row(setup, row, state, best)
+                state, best = after_row(setup, row, state, best)
             assert kinds(state) == before
         assert np.isfinite(loss)
         assert int(state.bad.skipped) == 0

@@ -16,7 +16,7 @@ import mixtrain_jax as mt
 from mixtrain_jax import attacks, certify, data
 from mixtrain_jax.config import Config
 from mixtrain_jax.data import Dataset, Split
-from mixtrain_jax.training import run as run_module
+from mixtrain_jax.training.build import prepare
 
 from .trials import Trial, judged, pick, spawned
 
@@ -187,8 +187,8 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "attacked labels that are floats": lambda m: _attack(labels=LABELS.astype(np.float32)),
     "an attack on other images than the ball's": lambda m: _attack(x=IMAGES[:3]),
     "an attack of -1 starts": lambda m: _attack(restarts=-1),
-    "held out more than there are": lambda m: run_module.prepare(Config(holdout=5000)),
-    "a network of another data set": lambda m: run_module.prepare(Config(model="resnet_imagenet", width=1)),
+    "held out more than there are": lambda m: prepare(Config(holdout=5000)),
+    "a network of another data set": lambda m: prepare(Config(model="resnet_imagenet", width=1)),
 }
 
 
