@@ -21,6 +21,10 @@ class ModelError(MixtrainError):
     """A model from elsewhere is missing, damaged, not supported, or no map from images to logits."""
 
 
+class QueryError(MixtrainError):
+    """A query is missing, damaged, not supported, or does not fit its network."""
+
+
 class CheckpointError(MixtrainError):
     """A checkpoint could not be written, or none of those present can be used."""
 

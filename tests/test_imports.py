@@ -35,7 +35,7 @@ ALLOWED = {
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "environment", "errors", "fingerprints"),
     },
-    "verify": {"attacks", "bounds"},
+    "verify": {"attacks", "bounds", "errors"},
     "report": {"certify", "config", "data"},
     "training": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "objectives", "certify"),
