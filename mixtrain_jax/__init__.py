@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, objectives, parallel, subsample
     from mixtrain_jax.certify import judge
     from mixtrain_jax.runs import Run, load_run
+    from mixtrain_jax.verify import verify
 
 __version__ = "0.1.0"
 
@@ -61,14 +62,28 @@ __all__ = [
     "parallel",
     "subsample",
     "symbolic",
+    "verify",
 ]
 
 _LATER = {"judge": "mixtrain_jax.certify", "load_run": "mixtrain_jax.runs", "Run": "mixtrain_jax.runs"}
+
+_PARTS = {
+    "attacks",
+    "certify",
+    "foreign",
+    "losses",
+    "mixing",
+    "models",
+    "objectives",
+    "parallel",
+    "subsample",
+    "verify",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
-    if name in ("attacks", "certify", "foreign", "losses", "mixing", "models", "objectives", "parallel", "subsample"):
+    if name in _PARTS:
         return importlib.import_module(f"mixtrain_jax.{name}")
     raise AttributeError(f"module 'mixtrain_jax' has no attribute '{name}'")

@@ -68,9 +68,9 @@ def _finish(tape: Tape, known: Analysis, rows: Linear, domain: Domain, *, steps:
     uses = uses_of(tape)
 
     def bound(row: Linear, alphas: Alphas) -> Interval:
-        return pull(tape, _with_slopes(known, ops, alphas, uses, domain), row, domain.sound)
+        return pull(tape, with_slopes(known, ops, alphas, uses, domain), row, domain.sound)
 
-    start = {i: _adaptive(op, known) for i, op in ops.items()}
+    start = {i: adaptive_slopes(op, known) for i, op in ops.items()}
 
     def optimized(row: Linear) -> Interval:
         lower = _ascend(lambda alphas: bound(row, alphas).lower, start, steps, tx)
@@ -79,7 +79,8 @@ def _finish(tape: Tape, known: Analysis, rows: Linear, domain: Domain, *, steps:
     return intersect(plain, map_rows(optimized, rows, domain.rows_at_a_time(tape)))
 
 
-def _with_slopes(known: Analysis, ops: dict[int, Op], alphas: Alphas, uses: list[int], domain: Domain) -> Analysis:
+def with_slopes(known: Analysis, ops: dict[int, Op], alphas: Alphas, uses: list[int], domain: Domain) -> Analysis:
+    """The analysis with these lower slopes of ops, each in [0, 1]."""
     relaxations, slacks = list(known.relaxations), list(known.slack)
     for i, op in ops.items():
         relax = rules.find(op).relax
@@ -90,7 +91,7 @@ def _with_slopes(known: Analysis, ops: dict[int, Op], alphas: Alphas, uses: list
     return known._replace(relaxations=relaxations, slack=slacks)
 
 
-def _adaptive(op: Op, known: Analysis) -> jax.Array:
+def adaptive_slopes(op: Op, known: Analysis) -> jax.Array:
     """The slopes `crown` takes, which are where the steps start."""
     x, y = read(known, op)
     if not isinstance(x, Interval):

@@ -1,0 +1,221 @@
+"""The cascade: CROWN, attacks on what is open, alpha-CROWN, branch and bound."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mixtrain_jax.bounds import Ball, BoundsError, Interval
+from mixtrain_jax.bounds.interval import check
+from mixtrain_jax.verify import falsify, inputs, neurons
+from mixtrain_jax.verify.falsify import Counterexample, Target
+from mixtrain_jax.verify.network import Network
+from mixtrain_jax.verify.problem import Problem, problem_of
+from mixtrain_jax.verify.search import Outcome, search
+from mixtrain_jax.verify.specification import specified
+
+Branching = Literal["auto", "neurons", "inputs"]
+FEW_INPUTS = 20  # that can change, up to which boxes of inputs are split
+_SMALL, _CPU_BATCH, _BATCH = 8, 64, 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What verification found.
+
+    Attributes:
+      status: `proved` for every input of the ball, in floating point too; `broken` by a counterexample; else `open`.
+      counterexample: an input that was replayed on the deployed network, which strictly violates the property there.
+      bound: the least lower bound of what is open; above 0 where all is proved.
+      by: what decided, the last thing tried where it is open: `crown`, `attack`, `neurons` or `inputs`.
+      domains: subdomains that were bounded.
+      seconds: of wall time, compilation included.
+      reason: why it is open: `timeout`, `memory`, or `exhausted` where no subdomain can be split any further.
+    """
+
+    status: Literal["proved", "broken", "open"]
+    counterexample: Counterexample | None
+    bound: float
+    by: str
+    domains: int
+    seconds: float
+    reason: str = ""
+
+
+class Verifier:
+    """Verification of one network; what it compiles is kept from query to query.
+
+    Args:
+      apply: `(params, inputs [n, ...]) -> outputs [n, ...]`, examples independent of each other.
+      params: weights, any pytree.
+      shape: of one input.
+      dtype: of inputs.
+      batch: subdomains bounded at a time; None for what suits the backend.
+      memory: bytes that coefficients of the first backward passes, and open subdomains, may take each; None for no
+        limit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import mixtrain_jax as mt
+      >>> from mixtrain_jax.verify import Verifier
+      >>> verifier = Verifier(lambda w, x: jnp.maximum(x, 0.0) @ w, jnp.array([[1.0, -1.0]]), (1,))
+      >>> answer = verifier.verify(mt.linf_ball(jnp.array([2.0]), 0.5), 0)
+      >>> answer.status, round(answer.bound, 3)
+      ('proved', 3.0)
+      >>> verifier.verify(mt.linf_ball(jnp.array([2.0]), 0.5), 1).status
+      'broken'
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[Any, jax.Array], jax.Array],
+        params: Any,
+        shape: tuple[int, ...],
+        *,
+        dtype: Any = jnp.float32,
+        batch: int | None = None,
+        memory: int | None = None,
+    ):
+        self.network, self.params = Network(apply, tuple(shape), jnp.dtype(dtype)), params
+        self.batch = batch or (_CPU_BATCH if jax.default_backend() == "cpu" else _BATCH)
+        self.memory = memory
+        self._neurons, self._inputs = neurons.Programs(self.network, memory), inputs.Programs(self.network)
+
+    def with_params(self, params: Any) -> Verifier:
+        """The verifier of the same network with other weights of the same shapes; it compiles nothing anew."""
+        other = copy.copy(self)
+        other.params = params
+        return other
+
+    def verify(
+        self,
+        ball: Interval,
+        spec: Any,
+        *,
+        timeout: float = 60.0,
+        key: jax.Array | None = None,
+        attack: bool = True,
+        branching: Branching = "auto",
+        attacked: Interval | None = None,
+        poll: Callable[[int, int], None] = lambda bounded, still_open: None,
+    ) -> Answer:
+        """Prove a property of all inputs of a ball, or find one that breaks it.
+
+        Args:
+          ball: of one input: `linf_ball`, any `Interval` box, `l2_ball` or `l1_ball`.
+          spec: the label that must win; a pair `(rows [k, outputs], offsets)` of which `rows @ y + offsets` must be
+            positive in every entry; or a `Specification`.
+          timeout: seconds, after which the best that is known is returned; a call on the device is not cut short.
+          key: random key of attacks; by default that of seed 0.
+          attack: whether inputs are searched by gradients before branching. Points at which bounds are worst are
+            tried in any case.
+          branching: what is split: `neurons`, `inputs`, or by the number of inputs that can change.
+          attacked: where counterexamples may lie; by default the ball. Give a ball rounded inwards to prove of one
+            rounded outwards.
+          poll: called with the numbers of subdomains bounded and open; whatever it raises ends the search.
+
+        Raises:
+          BoundsError: where the ball is malformed or has another shape than the network's input, or the specification
+            does not fit the network.
+          UnsupportedPrimitiveError: where bounds have no rule for an operation of the network.
+        """
+        started, ball = time.monotonic(), check(ball)
+        if ball.shape != self.network.shape or ball.dtype != self.network.dtype:
+            raise BoundsError(
+                f"The network takes one input {self.network.dtype}{list(self.network.shape)}, got a ball "
+                f"{ball.dtype}{list(ball.shape)}."
+            )
+        if branching not in ("auto", "neurons", "inputs"):
+            raise BoundsError(f"branching is auto, neurons or inputs, got {branching!r}.")
+        spec = specified(spec, self.network.outputs(self.params))
+        target = Target(self.network, self.params, spec, ball if attacked is None else attacked)
+        query = _Query(self, ball, target, started + timeout, poll)
+        with jax.default_matmul_precision("highest"):
+            found, by = query.run(jax.random.key(0) if key is None else key, attack, branching)
+        status = "broken" if found.counterexample else "open" if found.reason else "proved"
+        seconds = time.monotonic() - started
+        return Answer(status, found.counterexample, found.bound, by, found.domains, seconds, found.reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query:
+    verifier: Verifier
+    ball: Interval
+    target: Target
+    deadline: float
+    poll: Callable[[int, int], None]
+
+    def run(self, key: jax.Array, attack: bool, branching: Branching) -> tuple[Outcome, str]:
+        """The outcome, and what decided."""
+        problem = problem_of(self.target.spec, self.verifier.network.dtype)
+        if found := falsify.replayed(self.target, np.asarray(falsify.middle(self.target.ball))):
+            return Outcome(found, found.violation, 0, ""), "attack"
+        root = self.verifier._neurons.root(self.verifier.params, self.ball, problem)
+        lower = np.asarray(root.lower).max(-1)
+        clauses = np.flatnonzero(~(lower > 0))
+        if not clauses.size:
+            return Outcome(None, float(lower.min()), 1, ""), "crown"
+        if attack and (found := falsify.search(key, self.target, problem, clauses)):
+            return Outcome(found, found.violation, 1, ""), "attack"
+        if branching == "auto":
+            changing = int((np.asarray(self.ball.lower) < np.asarray(self.ball.upper)).sum())
+            few = changing <= FEW_INPUTS and not isinstance(self.ball, Ball)
+            branching = "inputs" if few or not np.asarray(root.unstable).any() else "neurons"
+        return self.branch(root, problem, clauses, branching), branching
+
+    def branch(self, root: neurons.Root, problem: Problem, clauses: np.ndarray, branching: Branching) -> Outcome:
+        """Branch and bound."""
+        verifier = self.verifier
+        if branching == "inputs":
+            if isinstance(self.ball, Ball):
+                raise BoundsError("Inputs are split in boxes, and the ball is none: branching='neurons' takes it.")
+            tree = inputs.InputTree(verifier.params, verifier._inputs, problem, self.ball, verifier.batch)
+            start = tree.start()
+        else:
+            sizes = sorted({min(_SMALL, verifier.batch), verifier.batch})
+            tree = neurons.NeuronTree(verifier.params, verifier._neurons, root, problem, sizes)
+            start = tree.start(clauses)
+        limits = {"deadline": self.deadline, "memory": verifier.memory, "poll": self.poll}
+        return search(tree, start, functools.partial(falsify.first_replayed, self.target), **limits)
+
+
+def verify(
+    apply: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    ball: Interval,
+    spec: Any,
+    *,
+    timeout: float = 60.0,
+    memory: int | None = None,
+    key: jax.Array | None = None,
+    attack: bool = True,
+    branching: Branching = "auto",
+) -> Answer:
+    """Prove a property of all inputs of a ball, or find one that breaks it; for many queries, keep a `Verifier`.
+
+    Args:
+      apply: `(params, inputs [n, ...]) -> outputs [n, ...]`, examples independent of each other.
+      params: weights, any pytree.
+      ball: of one input, as for `Verifier.verify`.
+      spec: as for `Verifier.verify`.
+      timeout: as for `Verifier.verify`.
+      memory: as for `Verifier`.
+      key: as for `Verifier.verify`.
+      attack: as for `Verifier.verify`.
+      branching: as for `Verifier.verify`.
+
+    Raises:
+      BoundsError: as `Verifier.verify` does.
+      UnsupportedPrimitiveError: as `Verifier.verify` does.
+    """
+    ball = check(ball)
+    verifier = Verifier(apply, params, ball.shape, dtype=ball.dtype, memory=memory)
+    return verifier.verify(ball, spec, timeout=timeout, key=key, attack=attack, branching=branching)

@@ -1,0 +1,40 @@
+"""Exact ranges of networks of one hidden layer of ReLUs, in float64 by linear programs over all sign patterns."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from scipy.optimize import linprog
+
+
+def least(params: tuple[np.ndarray, ...], row: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
+    """The least value of `row @ y` of the network `relu(x @ w + b) @ v + c` over a box."""
+    w, b, v, c = (np.asarray(p, np.float64) for p in params)
+    bounds, best = list(zip(np.float64(lower), np.float64(upper), strict=True)), np.inf
+    center, radius = (np.float64(lower) + upper) / 2, (np.float64(upper) - lower) / 2
+    reach, at = radius @ np.abs(w), center @ w + b
+    choices = [(1,) if a - r >= 0 else (0,) if a + r <= 0 else (0, 1) for a, r in zip(at, reach, strict=True)]
+    for on in itertools.product(*choices):
+        on = np.array(on, np.float64)
+        signs = 2 * on - 1
+        objective, constant = (w * on) @ v @ row, (b * on) @ v @ row + c @ row
+        found = linprog(objective, A_ub=-(w * signs).T, b_ub=signs * b, bounds=bounds)
+        if found.status == 0:
+            best = min(best, found.fun + constant)
+    return best
+
+
+def random_network(rng: np.random.Generator, inputs: int, width: int, outputs: int) -> tuple[np.ndarray, ...]:
+    """Weights of a network of one hidden layer."""
+    shapes = ((inputs, width), (width,), (width, outputs), (outputs,))
+    scales = (inputs**-0.5, 0.3, width**-0.5, 0.3)
+    return tuple((rng.normal(size=n) * s).astype(np.float32) for n, s in zip(shapes, scales, strict=True))
+
+
+def shifted(params: tuple[np.ndarray, ...], label: int, by: float) -> tuple[np.ndarray, ...]:
+    """The network with all margins of the label moved."""
+    w, b, v, c = params
+    c = c.astype(np.float64)
+    c[label] += by
+    return w, b, v, c.astype(np.float32)
