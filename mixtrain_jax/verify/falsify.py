@@ -19,6 +19,7 @@ from mixtrain_jax.verify.specification import Specification
 
 _POINTS = 16  # searched from at a time
 _TRIED = 8  # of them that are replayed
+_SIZES = (0.3, 0.1, 0.05, 0.02, 0.01)  # of steps that improve a point, in radii of the ball; none after the last look
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,18 @@ def replayed(target: Target, x: np.ndarray) -> Counterexample | None:
 
 
 def first_replayed(target: Target, points: np.ndarray, violations: np.ndarray) -> Counterexample | None:
-    """The first of the likeliest points that is a counterexample; one that fails its replay is passed over."""
+    """The first of the likeliest points that is a counterexample; one that fails its replay is passed over.
+
+    Args:
+      target: of what.
+      points: `[n, ...]`; moved into the ball of counterexamples, which may be smaller than the one that is proved.
+      violations: how unsafe they are, about; those that are not above 0 are left out.
+    """
     for i in np.argsort(-violations)[:_TRIED]:
-        if violations[i] > 0 and (found := replayed(target, points[i])):
-            return found
+        if violations[i] > 0:
+            inside = project(batched(target.ball, 1), jnp.asarray(points[i])[None])[0]
+            if found := replayed(target, np.asarray(inside)):
+                return found
     return None
 
 
@@ -107,6 +116,30 @@ def lowest(ball: Interval, coefficients: jax.Array) -> jax.Array:
     if isinstance(ball, Ball) and ball.norm == 1:
         return ball.point
     return project(ball, middle(ball) - steepest(ball, coefficients))
+
+
+def improved(unsafe: Callable[[jax.Array], jax.Array], ball: Interval, point: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A point of a ball that is more unsafe, by a few short gradient steps, and how much it is; for use under `vmap`.
+
+    Args:
+      unsafe: a measure of one input.
+      ball: of one input.
+      point: in the ball.
+    """
+    one = batched(ball, 1)
+
+    def step(carry: tuple, size: jax.Array) -> tuple[tuple, None]:
+        here, best, most = carry
+        value, uphill = jax.value_and_grad(unsafe)(here)
+        better = value > most
+        best, most = jnp.where(better, here, best), jnp.where(better, value, most)
+        uphill = jnp.where(jnp.isfinite(uphill), uphill, 0)
+        moved = project(one, here[None] + steepest(one, uphill[None], size))[0]
+        return (moved, best, most), None
+
+    start = (point, point, jnp.full((), -jnp.inf, point.dtype))
+    (_, best, most), _ = jax.lax.scan(step, start, jnp.asarray(_SIZES, point.dtype))
+    return best, most
 
 
 def middle(ball: Interval) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 from mixtrain_jax.bounds import Interval, session
 from mixtrain_jax.bounds.backward import Linear
 from mixtrain_jax.bounds.rounding import magnitude
-from mixtrain_jax.verify.falsify import batched, lowest
+from mixtrain_jax.verify.falsify import batched, improved, lowest
 from mixtrain_jax.verify.network import Network
 from mixtrain_jax.verify.problem import Problem, refuted_by
 from mixtrain_jax.verify.search import Grown, Node, padded
@@ -55,9 +55,12 @@ def _of_box(network: Network, params: Any, problem: Problem, box: Box) -> Found:
     clause = jnp.argmin(jnp.nan_to_num(refuted, nan=-jnp.inf).max(-1))
     row = problem.rows[clause, jnp.argmax(refuted[clause])]
     coefficients = session.coefficients(tape, known, Linear({session.output(tape).index: row}))
-    point = lowest(batched(inputs, 1), coefficients[None])[0]
-    values = jnp.einsum("cko,o->ck", problem.rows, of_one(point), precision=jax.lax.Precision.HIGHEST)
-    violation = -jnp.min(jnp.max(values + problem.offsets, -1))
+
+    def unsafe(x: jax.Array) -> jax.Array:
+        values = jnp.einsum("cko,o->ck", problem.rows, of_one(x), precision=jax.lax.Precision.HIGHEST)
+        return -jnp.min(jnp.max(values + problem.offsets, -1))
+
+    point, violation = improved(unsafe, inputs, lowest(batched(inputs, 1), coefficients[None])[0])
     # Slopes differ over the box by no less than coefficients know: the width counts of its own.
     gains = inputs.radius * (jnp.abs(coefficients) + 1e-3 * jnp.max(jnp.abs(coefficients)) + 1e-30)
     return Found(refuted[clause].max(), point, violation, gains)

@@ -16,7 +16,7 @@ from mixtrain_jax.bounds import Interval, session
 from mixtrain_jax.bounds.backward import Analysis
 from mixtrain_jax.bounds.cpu import ordered
 from mixtrain_jax.bounds.rounding import magnitude
-from mixtrain_jax.verify.falsify import batched, lowest
+from mixtrain_jax.verify.falsify import batched, improved, lowest
 from mixtrain_jax.verify.network import Network
 from mixtrain_jax.verify.problem import Problem, refuted_by, weighted
 from mixtrain_jax.verify.search import Grown, Node, padded
@@ -187,10 +187,14 @@ def _of_leaf(network: Network, params: Any, boxes: list[Interval], problem: Prob
     at = part.with_slopes(plain, chosen, False)
     pressure = session.pressure(part.tape, at, part.points, lambda known: part.lower(known, leaf.signs, chosen))
     lower = proved(chosen)
-    point = lowest(batched(known.boxes[0], 1), pressure.coefficients[None])[0]
     rows, offsets, _ = (x[leaf.clause] for x in problem)
-    outputs = network.of_one(params, point)
-    violation = -jnp.max(jnp.matmul(rows, outputs, precision=jax.lax.Precision.HIGHEST) + offsets)
+
+    def unsafe(x: jax.Array) -> jax.Array:
+        values = jnp.matmul(rows, network.of_one(params, x), precision=jax.lax.Precision.HIGHEST)
+        return -jnp.max(values + offsets)
+
+    lowest_point = lowest(batched(known.boxes[0], 1), pressure.coefficients[None])[0]
+    point, violation = improved(unsafe, known.boxes[0], lowest_point)
     splits = _splits(part, at, leaf.signs, chosen, pressure.losses)
     return Found(lower, chosen, point, violation, pressure.value - lower, splits)
 

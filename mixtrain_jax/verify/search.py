@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       counterexample: one that was replayed, or None.
-      bound: the least bound of a subdomain that is open; inf where all are closed.
+      bound: the least bound of a subdomain that is open; where all are closed, of any of them.
       domains: subdomains that were bounded.
       reason: why some are open; empty where none is or a counterexample was found.
     """
@@ -90,17 +90,19 @@ def search(
     most = math.inf if memory is None else max(1, memory // max(1, tree.bytes_of_node))
     heap: list[tuple[float, int, Node]] = []
     stuck: list[float] = []
-    order, domains, grown = itertools.count(), 0, start
+    order, domains, grown, closed = itertools.count(), 0, start, math.inf
     while True:
         domains += len(grown.nodes)
         for node in grown.nodes:
-            if not node.bound > 0:
+            if node.bound > 0:
+                closed = min(closed, node.bound)
+            else:
                 worst = -math.inf if math.isnan(node.bound) else node.bound
                 stuck.append(worst) if node.final else heapq.heappush(heap, (worst, next(order), node))
         poll(domains, len(heap))
         if found := falsify(grown.points, grown.violations):
             return Outcome(found, found.violation, domains, "")
-        bound = min([*stuck, *(entry[0] for entry in heap[:1])], default=math.inf)
+        bound = min([*stuck, *(entry[0] for entry in heap[:1])], default=closed)
         if not heap:
             return Outcome(None, bound, domains, "exhausted" if stuck else "")
         if time.monotonic() >= deadline or len(heap) > most:

@@ -34,8 +34,10 @@ class Answer:
     Attributes:
       status: `proved` for every input of the ball, in floating point too; `broken` by a counterexample; else `open`.
       counterexample: an input that was replayed on the deployed network, which strictly violates the property there.
-      bound: the least lower bound of what is open; above 0 where all is proved.
-      by: what decided, the last thing tried where it is open: `crown`, `attack`, `neurons` or `inputs`.
+      bound: the least lower bound of what is open, of all subdomains where it is proved, and above 0 then; the
+        violation where it is broken.
+      by: what decided, the last thing tried where it is open: `attack`, `crown`, `alpha_crown`, or the branching on
+        `neurons` or `inputs`.
       domains: subdomains that were bounded.
       seconds: of wall time, compilation included.
       reason: why it is open: `timeout`, `memory`, or `exhausted` where no subdomain can be split any further.
@@ -169,7 +171,8 @@ class _Query:
             changing = int((np.asarray(self.ball.lower) < np.asarray(self.ball.upper)).sum())
             few = changing <= FEW_INPUTS and not isinstance(self.ball, Ball)
             branching = "inputs" if few or not np.asarray(root.unstable).any() else "neurons"
-        return self.branch(root, problem, clauses, branching), branching
+        found = self.branch(root, problem, clauses, branching)
+        return found, "alpha_crown" if branching == "neurons" and found.domains == len(clauses) else branching
 
     def branch(self, root: neurons.Root, problem: Problem, clauses: np.ndarray, branching: Branching) -> Outcome:
         """Branch and bound."""

@@ -3,8 +3,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+import planted as nets
 import pytest
+from planted import apply
 
 import mixtrain_jax as mt
 from mixtrain_jax.bounds import BoundsError
@@ -13,26 +14,14 @@ from mixtrain_jax.verify import Verifier, all_positive, falsify, unsafe_if_any, 
 INPUTS, WIDTH, CLASSES, EPS = 3, 6, 3, 0.4
 
 
-def apply(params, x):
-    w, b, v, c = params
-    return jnp.maximum(x @ w + b[None], 0.0) @ v + c[None]
-
-
 @pytest.fixture(scope="module")
 def verifier():
     """One program for all networks of one shape."""
-    return Verifier(apply, oracle.random_network(np.random.default_rng(0), INPUTS, WIDTH, CLASSES), (INPUTS,), batch=16)
+    return Verifier(apply, nets.random_network(np.random.default_rng(0), INPUTS, WIDTH, CLASSES), (INPUTS,), batch=16)
 
 
 def planted(seed, by):
-    """A network, a ball and a label whose least margin over the ball is `by`."""
-    rng = np.random.default_rng(seed)
-    params, x = oracle.random_network(rng, INPUTS, WIDTH, CLASSES), rng.random(INPUTS, np.float32)
-    ball, label = mt.linf_ball(x, EPS), int(np.argmax(np.asarray(apply(params, x[None]))[0]))
-    ends = np.asarray(ball.lower), np.asarray(ball.upper)
-    rows = [np.eye(CLASSES)[label] - np.eye(CLASSES)[j] for j in range(CLASSES) if j != label]
-    least = min(oracle.least(params, row, *ends) for row in rows)
-    return oracle.shifted(params, label, by - least), ball, label
+    return nets.planted(seed, (INPUTS, WIDTH, CLASSES), EPS, by)
 
 
 @pytest.mark.parametrize("branching", ["neurons", "inputs"])
@@ -68,7 +57,7 @@ def test_planted_counterexamples_are_never_proved_away(verifier, branching, atta
 @pytest.mark.parametrize("branching", ["neurons", "inputs"])
 def test_conjunctions_are_refuted_by_any_row_and_broken_by_all(verifier, branching):
     """Unsafe: both logits are above thresholds, that is their least is; the exact largest least one is bracketed."""
-    params = oracle.random_network(np.random.default_rng(3), INPUTS, WIDTH, CLASSES)
+    params = nets.random_network(np.random.default_rng(3), INPUTS, WIDTH, CLASSES)
     ball, here = mt.linf_ball(np.full(INPUTS, 0.5, np.float32), EPS), verifier.with_params(params)
     grid = np.stack(np.meshgrid(*[np.linspace(0.1, 0.9, 21, dtype=np.float32)] * INPUTS), -1).reshape(-1, INPUTS)
     both = np.asarray(apply(params, jnp.asarray(grid)))[:, :2].min(-1).max()  # reached, so unsafe below
@@ -82,7 +71,7 @@ def test_conjunctions_are_refuted_by_any_row_and_broken_by_all(verifier, branchi
 def test_rows_that_must_be_positive_agree_with_the_oracle(verifier):
     params, row = verifier.params, np.array([1.0, -2.0, 0.7])
     ball = mt.linf_ball(np.full(INPUTS, 0.3, np.float32), EPS)
-    least = oracle.least(params, row, np.asarray(ball.lower), np.asarray(ball.upper))
+    least = nets.least(params, row, np.asarray(ball.lower), np.asarray(ball.upper))
     for margin, status in ((1e-3, "proved"), (-1e-3, "broken")):
         assert verifier.verify(ball, (row[None], margin - least)).status == status
     assert verifier.verify(ball, all_positive([row], 1e-3 - least)).status == "proved"
@@ -127,7 +116,7 @@ def smooth(params, x):
 
 
 def test_other_functions_and_balls_are_never_wrong():
-    params = oracle.random_network(np.random.default_rng(1), INPUTS, WIDTH, 2)
+    params = nets.random_network(np.random.default_rng(1), INPUTS, WIDTH, 2)
     x = np.full(INPUTS, 0.4, np.float32)
     label = int(np.argmax(np.asarray(smooth(params, x[None]))[0]))
     here = Verifier(smooth, params, (INPUTS,), batch=8)
@@ -143,7 +132,7 @@ def test_other_functions_and_balls_are_never_wrong():
 
 
 def test_the_front_door_asks_for_what_fits():
-    params = oracle.random_network(np.random.default_rng(0), INPUTS, WIDTH, CLASSES)
+    params = nets.random_network(np.random.default_rng(0), INPUTS, WIDTH, CLASSES)
     ball = mt.linf_ball(np.zeros(INPUTS, np.float32), 0.1)
     with pytest.raises(BoundsError, match="label 3 of 3"):
         verify(apply, params, ball, 3)

@@ -1,11 +1,21 @@
-"""Exact ranges of networks of one hidden layer of ReLUs, in float64 by linear programs over all sign patterns."""
+"""Networks of one hidden layer of ReLUs with a known least margin over a box: float64, linear programs over signs."""
 
 from __future__ import annotations
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linprog
+
+import mixtrain_jax as mt
+
+
+def apply(params: tuple[jax.Array, ...], x: jax.Array) -> jax.Array:
+    """Outputs `[n, outputs]` of inputs `[n, inputs]`."""
+    w, b, v, c = params
+    return jnp.maximum(x @ w + b[None], 0.0) @ v + c[None]
 
 
 def least(params: tuple[np.ndarray, ...], row: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
@@ -38,3 +48,22 @@ def shifted(params: tuple[np.ndarray, ...], label: int, by: float) -> tuple[np.n
     c = c.astype(np.float64)
     c[label] += by
     return w, b, v, c.astype(np.float32)
+
+
+def planted(
+    seed: int, sizes: tuple[int, int, int], eps: float, by: float
+) -> tuple[tuple[np.ndarray, ...], mt.Interval, int]:
+    """A random network, a ball and a label whose least margin over the ball is `by` in exact arithmetic, about.
+
+    Args:
+      seed: of the weights and of the center.
+      sizes: numbers of inputs, hidden units and classes.
+      eps: radius of the ball.
+      by: the margin: above 0 the network is robust, below there is a counterexample.
+    """
+    rng = np.random.default_rng(seed)
+    params, x = random_network(rng, *sizes), rng.random(sizes[0], np.float32)
+    ball, label = mt.linf_ball(x, eps), int(np.argmax(np.asarray(apply(params, x[None]))[0]))
+    ends = np.asarray(ball.lower), np.asarray(ball.upper)
+    rows = [np.eye(sizes[2])[label] - np.eye(sizes[2])[j] for j in range(sizes[2]) if j != label]
+    return shifted(params, label, by - min(least(params, row, *ends) for row in rows)), ball, label
