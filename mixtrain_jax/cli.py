@@ -25,6 +25,8 @@ Neural networks whose robustness is proved.
   train                train a network, and prove how robust it is
   judge                robust accuracy of any model, from both sides
   verify-certificate   recompute what a file of certificates says
+  verify               answer a query in VNN-LIB: sat, unsat, or why not
+  supports             what of VNN-LIB and ONNX is supported, or whether a file is
   report               draw the report of a finished run anew
   doctor               what is wrong with the folder of a run, and what to do
 
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         "train": train,
         "judge": judge,
         "verify-certificate": verify_certificate,
+        "verify": verify,
+        "supports": supports,
         "report": report,
         "doctor": doctor,
     }
@@ -46,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
         return commands[name](rest)
     if name == "--version":
         print(f"mixtrain_jax {__version__}")
+        return 0
+    if name == "--name":
+        print("mixtrain_jax")
         return 0
     if name in ("-h", "--help"):
         print(_USAGE)
@@ -195,6 +202,52 @@ def verify_certificate(arguments: Sequence[str]) -> int:
             return 0 if judging.verify(file, source, display, eps=eps, examples=examples) else 1
 
     return _guarded(lambda: _cli(command, "mixtrain verify-certificate", arguments))
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Parse `QUERY --network NAME=FILE ...`, answer the query or a file of them, and return the exit code."""
+
+    def command(
+        files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+        network: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+        timeout: float | None = None,
+        batch: Path | None = None,
+        results: Path | None = None,
+        memory: int | None = None,
+        seed: int = 0,
+    ) -> int:
+        """Is there an input, within the bounds of a query, for which the query's assertions hold?
+
+        The first line of the output is sat, unsat, timed-out or unknown; an assignment follows after sat. Why a query
+        stays open is told on standard error.
+
+        Args:
+          files: The query, QUERY.vnnlib, in VNN-LIB 1.0 or 2.0, packed by gzip or not. Or NETWORK.onnx, then the query.
+          network: NAME=FILE.onnx, the file of a network by its name in the query; of a query of version 1.0 FILE.onnx.
+          timeout: Seconds, 60 by default, for a query. In a batch it replaces the seconds of every instance.
+          batch: File of instances, one network, query and seconds a row. All are answered by one process.
+          results: File of the result in the competition's form; of a batch a folder for a file of each instance and a
+            table, results.csv. Instances that are in the table already are left out.
+          memory: Bytes that a search may take, about; by default there is no limit.
+          seed: Of the search for counterexamples.
+        """
+        from mixtrain_jax.queries import command as queries  # takes seconds
+
+        options = queries.Options(timeout, results, memory, seed)
+        return queries.batch(batch, files, options) if batch else queries.single(files, network, options)
+
+    return _guarded(lambda: _cli(command, "mixtrain verify", arguments))
+
+
+def supports(arguments: Sequence[str]) -> int:
+    """Parse `FILE` or `--CAPABILITY`, tell what is supported, and return the exit code."""
+
+    def act() -> int:
+        from mixtrain_jax.queries import command as queries  # takes seconds
+
+        return queries.supports(arguments)
+
+    return _guarded(act)
 
 
 def report(arguments: Sequence[str]) -> int:

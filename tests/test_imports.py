@@ -43,11 +43,12 @@ ALLOWED = {
         *("parallel", "report"),
     },
     "foreign": {"bounds", "errors"},
+    "queries": {"bounds", "errors", "foreign", "verify"},
     "runs": {"checkpoints", "config", "data", "errors", "models"},
     "judging": {"certify", "data", "environment", "errors", "fingerprints", "foreign", "report", "runs", "training"},
     "cli": {
-        *("__version__", "bounds", "compilation", "config", "doctor", "errors", "judging", "parallel", "report"),
-        "training",
+        *("__version__", "bounds", "compilation", "config", "doctor", "errors", "judging", "parallel", "queries"),
+        *("report", "training"),
     },
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -29,6 +29,8 @@ class Model(NamedTuple):
       shape: shape of one image; None for a dimension, or for all of it, that is not known.
       classes: number of logits; None where it is not known because the shape is not.
       notes: sentences on how it was read, for reports.
+      structure: digest of `apply`: functions of the same digest compute the same of the same parameters; empty where it
+        is not known.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
@@ -37,6 +39,7 @@ class Model(NamedTuple):
     shape: tuple[int | None, ...] | None
     classes: int | None
     notes: tuple[str, ...] = ()
+    structure: str = ""
 
 
 def checked(model: Model, count: int = 3, *, run: bool = False, least: int = 2) -> Model:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,18 +54,51 @@ def disagreement(path: Path, graph: Graph, model: Model, batch: int | None, nhwc
 
 def _reference(path: Path, graph: Graph, images: np.ndarray, batch: int | None) -> np.ndarray:
     """What ONNX Runtime computes, all outputs in one row."""
+    step = len(images) if batch is None else batch
+    groups = [images[i : i + step] for i in range(0, len(images), step)] if step else list(images)
+    session = _session(path)
+    fixed = {name: graph.initializers[name] for name in graph.fixed}
+    outputs = [_computed(path, session, [graph.output], {**fixed, graph.input: group}) for group in groups]
+    return np.concatenate([output.reshape(-1) for output in outputs])
+
+
+def onnxruntime_of(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A file as ONNX Runtime computes it on the CPU: float32 inputs in one row to outputs in one row.
+
+    Args:
+      path: the file, of one input and one output. Dimensions that it leaves open are 1.
+
+    Raises:
+      ModelError: where ONNX Runtime is missing or refuses the file; by the function, where inputs do not fit.
+    """
+    session = _session(path)
+    name, declared = session.get_inputs()[0].name, session.get_inputs()[0].shape
+    shape = [size if isinstance(size, int) and size > 0 else 1 for size in declared]
+
+    def compute(inputs: np.ndarray) -> np.ndarray:
+        if inputs.size != math.prod(shape):
+            raise ModelError(f"{path} takes {math.prod(shape)} inputs, got {inputs.size}.")
+        inputs = np.asarray(inputs, np.float32).reshape(shape)
+        return _computed(path, session, None, {name: inputs}).reshape(-1)
+
+    return compute
+
+
+def _session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ModelError("check=True needs the package onnxruntime: pip install onnxruntime.") from error
+        raise ModelError("A check against ONNX Runtime needs the package: pip install onnxruntime.") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    step = len(images) if batch is None else batch
-    groups = [images[i : i + step] for i in range(0, len(images), step)] if step else list(images)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        fixed = {name: graph.initializers[name] for name in graph.fixed}
-        outputs = [session.run([graph.output], {**fixed, graph.input: group})[0] for group in groups]
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise ModelError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
-    return np.concatenate([np.asarray(output).reshape(-1) for output in outputs])
+
+
+def _computed(path: Path, session: Any, outputs: list[str] | None, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    try:
+        return np.asarray(session.run(outputs, inputs)[0])
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error

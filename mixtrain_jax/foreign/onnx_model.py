@@ -21,6 +21,7 @@ from mixtrain_jax.foreign.model import Model, checked
 from mixtrain_jax.foreign.onnx_check import disagreement
 from mixtrain_jax.foreign.onnx_graph import OPSETS, Graph, Node, read_graph
 from mixtrain_jax.foreign.onnx_ops import ENDS, FOLDABLE, KNOWN_INPUTS, MAX_KNOWN, OPERATIONS, is_known
+from mixtrain_jax.foreign.onnx_structure import structure
 
 MAX_BYTES = 2**30
 _MAX_ENTRIES = 2**26  # of a value, for each image
@@ -137,7 +138,9 @@ def _model(path: Path, graph: Graph, shape: tuple[int, ...] | None, reading: _Re
         notes = (*notes, f"It ends with {graph.nodes[-1].op}: its outputs are the logits that this chooses by.")
     params, constants = _parted(graph)
     apply = _apply(path, graph, constants, image, reading.batch, nhwc)
-    return Model(apply, params, str(path), (*image[1:], image[0]) if nhwc else image, None, notes)
+    shown = (*image[1:], image[0]) if nhwc else image
+    digest = structure(graph, params, constants, image, reading.batch, nhwc)
+    return Model(apply, params, str(path), shown, None, notes, digest)
 
 
 def _apply(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from mixtrain_jax.errors import QueryError
 from mixtrain_jax.verify.vnnlib import as_assignment, as_pairs, parse_query, read_query
-from mixtrain_jax.verify.vnnlib.query import inputs_within
 
 NETWORK = "(vnnlib-version <2.0>)\n(declare-network f (declare-input X float32 [1,2])\n (declare-output Y Real [2]))\n"
 BOX = "(assert (and (>= X[0,0] -1) (<= X[0,0] 1.0)))\n(assert (>= X[0,1] 0.1)) (assert (<= X[0,1] 2e-1))\n"
@@ -195,12 +194,14 @@ def test_an_equal_network_shares_its_file_and_has_inputs_of_its_own():
 def test_reported_inputs_are_inside_and_round_to_what_was_tried():
     query = parse_query(NETWORK + "(assert (and (>= X[0,0] 0.1) (<= X[0,0] 0.1) (>= X[0,1] 0.1) (< X[0,1] 0.3)))")
     (case,) = query.cases
-    for tried in (case.lower, case.upper, np.float32([0.5, 0.3])):
-        inner, nearest = inputs_within(case, tried)
-        for reported, used in (inner, nearest):
-            assert case.contains(reported)
-            np.testing.assert_array_equal(reported.astype(np.float32), used)
-        assert 0.1 < float(inner[1][1]) < 0.3  # a float32 number between the bounds
+    lower, upper = case.attacked()
+    for tried in (lower, upper, (lower + upper) / 2):
+        reported = case.reported(tried)
+        assert case.contains(reported)
+        np.testing.assert_array_equal(reported.astype(np.float32), tried)
+    assert 0.1 < float(lower[1]) < float(upper[1]) < 0.3  # float32 numbers between the bounds
+    assert lower[0] == upper[0] == np.float32(0.1)
+    assert case.reported(lower)[0] == 0.1
 
 
 def test_assignments_are_written_as_the_standards_say():

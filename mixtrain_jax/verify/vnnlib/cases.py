@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mixtrain_jax.bounds.outward import round_down, round_up
 from mixtrain_jax.errors import QueryError
 from mixtrain_jax.verify.specification import Specification
 from mixtrain_jax.verify.vnnlib.terms import Bound, Formula, Junction, Monomial, Row
@@ -42,6 +43,17 @@ class Case(NamedTuple):
     def contains(self, inputs: np.ndarray) -> bool:
         """Whether float64 inputs are those of the query."""
         return bool(np.all((self.least <= inputs) & (inputs <= self.greatest)))
+
+    def attacked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where float32 counterexamples may lie: in the query's box; between narrow bounds, rounded to nearest."""
+        lower, upper = round_up(self.least, np.float32), round_down(self.greatest, np.float32)
+        narrow = lower > upper
+        nearest = (self.least.astype(np.float32), self.greatest.astype(np.float32))
+        return np.where(narrow, nearest[0], lower), np.where(narrow, nearest[1], upper)
+
+    def reported(self, inputs: np.ndarray) -> np.ndarray:
+        """The float64 inputs of the query that float32 ones are rounded from: themselves, or a bound next to them."""
+        return np.clip(inputs.astype(np.float64), self.least, self.greatest)
 
     def unsafe(self, values: Sequence[float]) -> bool:
         """Whether values of all variables, outputs from the end on, satisfy a clause; in exact arithmetic."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,18 +97,3 @@ def read_query(path: Path | str, max_bytes: int = MAX_BYTES) -> Query:
         return parse_query(read_text(Path(path), max_bytes))
     except QueryError as error:
         raise error if str(error).startswith(str(path)) else QueryError(f"{path}: {error}") from None
-
-
-def inputs_within(case: Case, inputs: np.ndarray) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """Inputs of the query next to float32 ones, best first, each as float64 numbers to report and as float32.
-
-    Where bounds are no float32 numbers, an input may be one of the few between them, or rounded to nearest from the
-    bound itself: then the number to report is the bound.
-    """
-    least, greatest = case.least.astype(np.float32), case.greatest.astype(np.float32)
-    inner_least = np.where(least < case.least, np.nextafter(least, np.float32(np.inf)), least)
-    inner_greatest = np.where(greatest > case.greatest, np.nextafter(greatest, np.float32(-np.inf)), greatest)
-    narrow = inner_least > inner_greatest
-    inner = np.clip(inputs, np.where(narrow, least, inner_least), np.where(narrow, greatest, inner_greatest))
-    nearest = np.clip(inputs, least, greatest)
-    return [(np.clip(x.astype(np.float64), case.least, case.greatest), x) for x in (inner, nearest)]
