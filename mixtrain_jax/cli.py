@@ -105,6 +105,7 @@ def judge(arguments: Sequence[str]) -> int:
         attacks: Literal["customary", "quick", "strong"] = "strong",
         certify: tuple[Bound, ...] = ("ibp", "symbolic", "crown", "alpha_crown"),
         skip_proved: bool = False,
+        complete: float | None = None,
         curve_examples: int = 100,
         batch_size: int = 128,
         seed: int = 0,
@@ -127,6 +128,7 @@ def judge(arguments: Sequence[str]) -> int:
           certify: Bounds, cheapest first, each on what is still open.
           skip_proved: Whether the attacks after PGD-20 skip what the first bound proves: the same numbers, many times
             faster for a network that is mostly proved, but fewer proofs that were held against an attack.
+          complete: Seconds of branch and bound for each image that is still neither proved nor broken then.
           curve_examples: Of how many of the first images the accuracies are measured over a range of radii.
           batch_size: Images on the device at a time.
           seed: Of the attacks.
@@ -153,6 +155,7 @@ def judge(arguments: Sequence[str]) -> int:
                 attacks=attacks,
                 certify=certify,
                 skip_proved=skip_proved,
+                complete=complete,
                 curve_examples=curve_examples,
                 batch_size=batch_size,
                 seed=seed,

@@ -53,6 +53,7 @@ def judge(
     attacks: str = "strong",
     certify: Sequence[str] = METHODS,
     skip_proved: bool = False,
+    complete: float | None = None,
     curve_examples: int = 100,
     batch_size: int = 128,
     seed: int = 0,
@@ -69,6 +70,7 @@ def judge(
       attacks: name of a `certify.suite`.
       certify: names of bounds, cheapest first.
       skip_proved: as for `certify.judge`.
+      complete: seconds of complete verification for each image that is still open then; None for none.
       curve_examples: as for `certify.judge`.
       batch_size: as for `certify.judge`.
       seed: of the attacks.
@@ -82,6 +84,8 @@ def judge(
             f"judge wants examples and curve_examples of 0 or more and a batch_size of 1 or more, "
             f"got {examples}, {curve_examples} and {batch_size}."
         )
+    if complete is not None and not complete > 0:
+        raise ConfigError(f"judge wants complete to be seconds above 0 for an image, got {complete:g}.")
     _check_before_loading("judge", source, eps, norm)
     subject = load(source, display)
     threat = _threat(subject, eps, norm)
@@ -100,6 +104,7 @@ def judge(
         attacks=certify_lib.suite(attacks, threat),
         methods=methods,
         skip_proved=skip_proved,
+        seconds=complete,
         curve_examples=curve_examples,
         batch_size=batch_size,
         poll=display.progress,

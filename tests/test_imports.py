@@ -34,6 +34,7 @@ ALLOWED = {
     "doctor": {"checkpoints", "config", "errors", "fingerprints", "image_table", "__version__"},
     "certify": {
         *("bounds", "losses", "attacks", "subsample", "mixing", "data", "environment", "errors", "fingerprints"),
+        "verify",
     },
     "verify": {"attacks", "bounds", "errors"},
     "report": {"certify", "config", "data"},

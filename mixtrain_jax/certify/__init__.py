@@ -3,6 +3,7 @@
 from mixtrain_jax.bounds import methods
 from mixtrain_jax.certify.certificates import Certificate, Certificates, Header, certificates_of, read, text, write
 from mixtrain_jax.certify.checker import Report, verify
+from mixtrain_jax.certify.complete import Completion, complete
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.judge import CUSTOMARY, METHODS, SUITES, Judgement, Layer, judge, suite
 from mixtrain_jax.certify.threat import Threat
@@ -13,6 +14,7 @@ __all__ = [
     "SUITES",
     "Certificate",
     "Certificates",
+    "Completion",
     "Curve",
     "Evaluation",
     "Header",
@@ -21,6 +23,7 @@ __all__ = [
     "Report",
     "Threat",
     "certificates_of",
+    "complete",
     "evaluate",
     "judge",
     "measure_curve",

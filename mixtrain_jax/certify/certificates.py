@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mixtrain_jax import environment
+from mixtrain_jax.certify.complete import COMPLETE
 from mixtrain_jax.certify.evaluation import Evaluation
 from mixtrain_jax.certify.program import read_program
 from mixtrain_jax.data import Split
@@ -90,7 +91,9 @@ def certificates_of(
     params: Any,
     split: Split,
 ) -> Certificates:
-    """A certificate for every image that an evaluation verified, and none for the others.
+    """A certificate for every image that an evaluation verified by a bound, and none for the others.
+
+    What took branch and bound has none: one bound over the whole ball does not prove it, and the check recomputes such.
 
     Args:
       evaluation: of the whole split.
@@ -131,7 +134,7 @@ def certificates_of(
             method=str(evaluation.proved_by[i]),
             margin=float(evaluation.margin[i]),
         )
-        for i in np.flatnonzero(evaluation.verified)
+        for i in np.flatnonzero(evaluation.verified & (evaluation.proved_by != COMPLETE))
     ]
     return Certificates(header, sealed(header, records))
 

@@ -26,6 +26,7 @@ from mixtrain_jax.attacks import (
 )
 from mixtrain_jax.bounds import Bounded, BoundsError, Hidden, Method, Undefined, crown_ibp, explain
 from mixtrain_jax.bounds import methods as bounds_of
+from mixtrain_jax.certify.complete import Completion, complete
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
@@ -68,12 +69,14 @@ class Judgement:
       curve: accuracies against the radius; None where none was asked for.
       layers: how loose the boxes of each method are at each layer, from the input on.
       warnings: what makes the numbers doubtful, in words; empty where nothing does.
+      completion: what complete verification found of the images that were open; None where it was not asked for.
     """
 
     evaluation: Evaluation
     curve: Curve | None
     layers: list[Layer]
     warnings: list[str]
+    completion: Completion | None = None
 
     def columns(self) -> dict[str, np.ndarray]:
         """Which images are right, withstand the customary attack, withstand all, and are proved: bool `[n]` each."""
@@ -96,6 +99,7 @@ def judge(
     attacks: Mapping[str, Attack] | None = None,
     methods: Mapping[str, Method] | None = None,
     skip_proved: bool = False,
+    seconds: float | None = None,
     curve_examples: int = 0,
     layer_examples: int = 16,
     batch_size: int = 128,
@@ -115,6 +119,7 @@ def judge(
       methods: bounds by name, cheapest first; by default IBP, symbolic intervals, CROWN and alpha-CROWN, all sound in
         floating point.
       skip_proved: as for `evaluate`.
+      seconds: limit of complete verification for each image that is still open then; None to leave these open.
       curve_examples: of how many of the first images the accuracies are measured over a range of radii.
       layer_examples: of how many of the first images the boxes of every layer are looked at.
       batch_size: images on the device at a time.
@@ -134,7 +139,9 @@ def judge(
     evaluation = evaluate(
         key, logits_fn, split, threat, attacks=attacks, methods=chosen, skip_proved=skip_proved, **common
     )
-    curve = None
+    curve, completion = None, None
+    if seconds is not None:
+        evaluation, completion = complete(evaluation, apply, params, split, seconds, poll=poll)
     if (few := min(curve_examples, len(split))) and chosen:
         curve = measure_curve(key, logits_fn, split[:few], evaluation.first(few), methods=chosen, **common)
     layers = []
@@ -144,7 +151,7 @@ def judge(
     few = split[:_LOOKED_AT].floats()
     signs = flags(logits_fn, jnp.asarray(few.images), jnp.asarray(few.labels), broken_by=evaluation.broken_by)
     doubts = [*threat.doubts(split.images.shape[1:]), *overflows(evaluation), *signs, *gaps(evaluation), *lost]
-    return Judgement(evaluation, curve, layers, doubts)
+    return Judgement(evaluation, curve, layers, doubts, completion)
 
 
 def _refuse_nan(params: Any) -> None:

@@ -45,6 +45,7 @@ def to_json(judgement: Judgement, split: Split) -> dict[str, Any]:
         },
         "layers": [vars(layer) for layer in judgement.layers],
         "warnings": judgement.warnings,
+        **({"complete": judgement.completion.summary()} if judgement.completion else {}),
     }
 
 
@@ -85,8 +86,29 @@ def show(console: Console, numbers: Mapping[str, Any]) -> None:
         broke, proved = numbers["broken_by"].get(name, ""), numbers["verified_by"].get(name, "")
         spent.add_row(name, str(broke), str(proved), f"{seconds:.1f}")
     console.print(spent)
+    for line in _of_completion(numbers):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for warning in numbers["warnings"]:
         console.print(f"[yellow]Mind:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
+
+
+def _of_completion(numbers: Mapping[str, Any]) -> list[str]:
+    """What complete verification found, in words; nothing where it was not asked for or had nothing to do."""
+    found = numbers.get("complete")
+    if not found or not found["images"]:
+        return []
+
+    def counted(status: str, word: str) -> str:
+        parts = ", ".join(f"{count} {word} {name}" for name, count in found[status].items())
+        return f"{sum(found[status].values())} {status}{f' ({parts})' if parts else ''}"
+
+    verdicts = ", ".join([counted("proved", "by"), counted("broken", "by"), counted("open", "for")])
+    domains, seconds = found["domains"], found["seconds"]
+    return [
+        f"Complete verification of {found['images']} open images, {found['seconds_an_image']:g} s each: {verdicts}. "
+        f"Domains {domains['median']:g} in the median and {domains['most']} at most, seconds {seconds['median']:.2f} "
+        f"and {seconds['most']:.2f}."
+    ]
 
 
 def show_check(console: Console, checked: Report, images: str) -> None:
@@ -124,6 +146,7 @@ def render(judgement: Judgement, numbers: Mapping[str, Any], split: Split, about
                 for name, seconds in numbers["seconds"].items()
             ],
         ),
+        *(f"<p>{html.escape(line)}</p>" for line in _of_completion(numbers)),
         "<h2>Class by class</h2>",
         _grid(
             ["class", "images", *columns],
