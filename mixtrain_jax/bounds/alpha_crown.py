@@ -79,7 +79,7 @@ def _finish(tape: Tape, known: Analysis, rows: Linear, domain: Domain, *, steps:
     return intersect(plain, map_rows(optimized, rows, domain.rows_at_a_time(tape)))
 
 
-def with_slopes(known: Analysis, ops: dict[int, Op], alphas: Alphas, uses: list[int], domain: Domain) -> Analysis:
+def with_slopes(known: Analysis, ops: dict[int, Op], alphas: Alphas, uses: Sequence[int], domain: Domain) -> Analysis:
     """The analysis with these lower slopes of ops, each in [0, 1]."""
     relaxations, slacks = list(known.relaxations), list(known.slack)
     for i, op in ops.items():

@@ -72,16 +72,17 @@ class Domain:
         return max(1, self.budget // max(1, 10 * largest))
 
 
-def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = ()) -> Analysis:
+def analyse(tape: Tape, domain: Domain, hints: Sequence[Analysis] = (), uses: Sequence[int] | None = None) -> Analysis:
     """Walk the tape forwards.
 
     Args:
       tape: the recorded function.
       domain: what to do.
       hints: other analyses of the tape, whose boxes are intersected with those found here.
+      uses: how many coefficients a backward pass adds up for each ref; by default as many as it is an operand.
     """
     known = Analysis(list(tape.inputs), [_of_input(x) for x in tape.inputs], [], [], [])
-    uses = uses_of(tape)
+    uses = uses_of(tape) if uses is None else uses
     for op in tape.ops:
         rule, affine = rules.find(op), rules.is_affine(op)
         relaxed = None

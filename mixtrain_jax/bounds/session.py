@@ -132,8 +132,18 @@ def subdomain(tape: Tape, boxes: Sequence[Interval], points: Points, splits: Spl
     inputs = known[: len(tape.inputs)]
     # Of a ball forwards the box alone: backward passes from every first layer are those of the whole domain.
     flat = dataclasses.replace(tape, inputs=tuple(Interval(x.lower, x.upper) for x in inputs))
-    found = engine.analyse(flat, dataclasses.replace(_PART, sound=sound), [Analysis(known, [], [], [], [])])
+    found = engine.analyse(
+        flat, dataclasses.replace(_PART, sound=sound), [Analysis(known, [], [], [], [])], _uses(tape, points)
+    )
     return found._replace(boxes=[*inputs, *found.boxes[len(inputs) :]])
+
+
+def _uses(tape: Tape, points: Points) -> list[int]:
+    """How many coefficients a backward pass adds up for each ref: multipliers come to those of its consumers."""
+    uses = engine.uses_of(tape)
+    for i in points:
+        uses[tape.ops[i].refs[0].index] += 1
+    return uses
 
 
 def without_rounding(known: Analysis) -> Analysis:
@@ -151,10 +161,10 @@ def _tunable(tape: Tape, known: Analysis) -> dict[int, Op]:
     return {i: op for i, op in enumerate(tape.ops) if rules.find(op).tunable and known.relaxations[i] is not None}
 
 
-def sloped(tape: Tape, known: Analysis, slopes: Mapping[int, jax.Array], sound: bool) -> Analysis:
-    """The analysis with other lower slopes, each in [0, 1]; any is sound."""
+def sloped(tape: Tape, known: Analysis, points: Points, slopes: Mapping[int, jax.Array], sound: bool) -> Analysis:
+    """The analysis of a subdomain with other lower slopes, each in [0, 1]; any is sound."""
     ops = _tunable(tape, known)
-    return with_slopes(known, ops, dict(slopes), engine.uses_of(tape), dataclasses.replace(_PART, sound=sound))
+    return with_slopes(known, ops, dict(slopes), _uses(tape, points), dataclasses.replace(_PART, sound=sound))
 
 
 def seeds(tape: Tape, row: jax.Array, splits: Splits, multipliers: Mapping[int, jax.Array]) -> Linear:
@@ -198,18 +208,26 @@ def lower_bound(
       A scalar.
     """
     lower = pull(tape, known, seeds(tape, row, splits, multipliers), sound).lower
+    uses, unit = engine.uses_of(tape), rounding.unit(row.dtype)
     zero = jnp.zeros_like(lower)
-    constant, size, least, steps = zero, zero, zero, 8
+    constant, size, error, least, steps = zero, zero, zero, zero, 8
     for i, signs in splits.items():
-        weights = multipliers[i] * signs.astype(row.dtype)
+        index, weights = tape.ops[i].refs[0].index, multipliers[i] * signs.astype(row.dtype)
         constant = constant + rounding.total(weights, points[i])
         size = size + rounding.total(jnp.abs(weights), jnp.abs(points[i]))
+        # Of adding multipliers to the coefficients of the operand; what that takes of these is in their slack.
+        error = error + 4 * uses[index] * unit * rounding.total(
+            jnp.abs(weights), rounding.magnitude(known.boxes[index])
+        )
         least = least + rounding.tiny(row.dtype) * jnp.sum(points[i] != 0, dtype=row.dtype)
         steps += rounding.steps(points[i].size) + 1
     if not sound:
         return lower + constant
-    error = rounding.gamma(steps, row.dtype) * (size + jnp.abs(lower)) + least
-    return jnp.where(least > 0, lower + constant - error, lower)  # kinks at 0, as those of ReLUs are, add nothing
+    share = rounding.gamma(steps, row.dtype)
+    # Points at 0, as kinks of ReLUs are, add nothing.
+    constant = jnp.where(least > 0, constant - share * (size + jnp.abs(lower)) - least, 0)
+    error = jnp.where(error > 0, (1 + share) * error + 4 * unit * jnp.abs(lower), 0)
+    return lower + constant - error
 
 
 class Pressure(NamedTuple):

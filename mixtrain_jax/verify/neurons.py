@@ -160,7 +160,7 @@ class _Part:
         return Flat({i: x.shape for i, x in session.start_slopes(self.tape, known).items()})
 
     def with_slopes(self, known: Analysis, chosen: Chosen, sound: bool) -> Analysis:
-        return session.sloped(self.tape, known, self.slopes(known).split(chosen.slopes), sound)
+        return session.sloped(self.tape, known, self.points, self.slopes(known).split(chosen.slopes), sound)
 
     def lower(self, known: Analysis, signs: jax.Array, chosen: Chosen, sound: bool = False) -> jax.Array:
         """From an analysis with slopes."""

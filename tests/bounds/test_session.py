@@ -41,7 +41,9 @@ def program():
         splits, beta = ({i: x[str(i)] for i in points} for x in (signs, multipliers))
         known = session.subdomain(tape, boxes, points, splits)
         start = session.start_slopes(tape, known)
-        known = session.sloped(tape, known, {i: jnp.broadcast_to(slopes, x.shape) for i, x in start.items()}, sound)
+        known = session.sloped(
+            tape, known, points, {i: jnp.broadcast_to(slopes, x.shape) for i, x in start.items()}, sound
+        )
         if not sound:
             known = session.without_rounding(known)
         return session.lower_bound(tape, known, row, points, splits, beta, sound), known.boxes

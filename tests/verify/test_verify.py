@@ -108,6 +108,20 @@ def test_weights_that_are_no_numbers_prove_nothing(verifier):
         assert here.verify(ball, 0, branching=branching, timeout=0.2).status == "open"
 
 
+@pytest.mark.parametrize("branching", ["neurons", "inputs"])
+def test_what_rounding_breaks_is_not_proved(monkeypatch, branching):
+    """In real arithmetic `y` is `x`, at least 0.2; in float32 it is 0, for `x` is lost beside 2 ** 25."""
+
+    def absorbing(params, x):
+        return jnp.maximum(x + params[0], 0.0) - params[0] + 0.0 * jnp.maximum(-x, -0.3)
+
+    here = Verifier(absorbing, jnp.array([2.0**25]), (1,), batch=4)
+    ball, above = mt.linf_ball(np.array([0.3], np.float32), 0.1), ([[1.0]], -0.1)
+    assert here.verify(ball, above, branching=branching).status == "broken"
+    monkeypatch.setattr(falsify, "replayed", lambda *_: None)
+    assert here.verify(ball, above, branching=branching, attack=False, timeout=0.3).status == "open"
+
+
 def smooth(params, x):
     """A network with smooth activations, a kinked one other than ReLU and a residual sum."""
     w, b, v, c = params
