@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -61,9 +62,18 @@ def planted(
       eps: radius of the ball.
       by: the margin: above 0 the network is robust, below there is a counterexample.
     """
+    params, ball, label, margin = _before(seed, sizes, eps)
+    return shifted(params, label, by - margin), ball, label
+
+
+@functools.lru_cache(maxsize=4)
+def _before(
+    seed: int, sizes: tuple[int, int, int], eps: float
+) -> tuple[tuple[np.ndarray, ...], mt.Interval, int, float]:
+    """The random network, its ball, the class at the center, and that class's least margin."""
     rng = np.random.default_rng(seed)
     params, x = random_network(rng, *sizes), rng.random(sizes[0], np.float32)
     ball, label = mt.linf_ball(x, eps), int(np.argmax(np.asarray(apply(params, x[None]))[0]))
     ends = np.asarray(ball.lower), np.asarray(ball.upper)
     rows = [np.eye(sizes[2])[label] - np.eye(sizes[2])[j] for j in range(sizes[2]) if j != label]
-    return shifted(params, label, by - min(least(params, row, *ends) for row in rows)), ball, label
+    return params, ball, label, min(least(params, row, *ends) for row in rows)

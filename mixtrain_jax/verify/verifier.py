@@ -19,7 +19,7 @@ from mixtrain_jax.verify import falsify, inputs, neurons
 from mixtrain_jax.verify.falsify import Counterexample, Target
 from mixtrain_jax.verify.network import Network
 from mixtrain_jax.verify.problem import Problem, problem_of
-from mixtrain_jax.verify.search import Outcome, search
+from mixtrain_jax.verify.search import Grown, Outcome, Tree, search
 from mixtrain_jax.verify.specification import specified
 
 Branching = Literal["auto", "neurons", "inputs"]
@@ -160,33 +160,52 @@ class _Query:
         problem = problem_of(self.target.spec, self.verifier.network.dtype)
         if found := falsify.replayed(self.target, np.asarray(falsify.middle(self.target.ball))):
             return Outcome(found, found.violation, 0, ""), "attack"
-        root = self.verifier._neurons.root(self.verifier.params, self.ball, problem)
+        attacked = functools.partial(self.attacked, key, problem) if attack else lambda clauses: None
+        changing = int((np.asarray(self.ball.lower) < np.asarray(self.ball.upper)).sum())
+        few = changing <= FEW_INPUTS and not isinstance(self.ball, Ball)
+        if branching == "inputs" or (branching == "auto" and few):
+            return self.on_inputs(problem, attacked)
+        return self.on_neurons(problem, attacked, branching)
+
+    def on_inputs(self, problem: Problem, attacked: Callable[..., Outcome | None]) -> tuple[Outcome, str]:
+        """CROWN on the whole box, an attack, and branch and bound on boxes."""
+        if isinstance(self.ball, Ball):
+            raise BoundsError("Inputs are split in boxes, and the ball is none: branching='neurons' takes it.")
+        verifier = self.verifier
+        tree = inputs.InputTree(verifier.params, verifier._inputs, problem, self.ball, verifier.batch)
+        start = tree.start()
+        if not start.nodes[0].bound > 0 and (found := attacked(np.arange(len(problem.rows)))):
+            return found, "attack"
+        found = self.search(tree, start)
+        return found, "crown" if found.domains == 1 and not found.reason else "inputs"
+
+    def on_neurons(
+        self, problem: Problem, attacked: Callable[..., Outcome | None], branching: Branching
+    ) -> tuple[Outcome, str]:
+        """CROWN on the whole ball, an attack on the clauses that are open, alpha-CROWN, and branch and bound."""
+        verifier = self.verifier
+        root = verifier._neurons.root(verifier.params, self.ball, problem)
         lower = np.asarray(root.lower).max(-1)
         clauses = np.flatnonzero(~(lower > 0))
         if not clauses.size:
             return Outcome(None, float(lower.min()), 1, ""), "crown"
-        if attack and (found := falsify.search(key, self.target, problem, clauses)):
-            return Outcome(found, found.violation, 1, ""), "attack"
-        if branching == "auto":
-            changing = int((np.asarray(self.ball.lower) < np.asarray(self.ball.upper)).sum())
-            few = changing <= FEW_INPUTS and not isinstance(self.ball, Ball)
-            branching = "inputs" if few or not np.asarray(root.unstable).any() else "neurons"
-        found = self.branch(root, problem, clauses, branching)
-        return found, "alpha_crown" if branching == "neurons" and found.domains == len(clauses) else branching
+        if branching == "auto" and not isinstance(self.ball, Ball) and not np.asarray(root.unstable).any():
+            return self.on_inputs(problem, attacked)  # nothing bends at a point that can be split
+        if found := attacked(clauses):
+            return found, "attack"
+        sizes = sorted({min(_SMALL, verifier.batch), verifier.batch})
+        tree = neurons.NeuronTree(verifier.params, verifier._neurons, root, problem, sizes)
+        found = self.search(tree, tree.start(clauses))
+        return found, "alpha_crown" if found.domains == len(clauses) else "neurons"
 
-    def branch(self, root: neurons.Root, problem: Problem, clauses: np.ndarray, branching: Branching) -> Outcome:
-        """Branch and bound."""
-        verifier = self.verifier
-        if branching == "inputs":
-            if isinstance(self.ball, Ball):
-                raise BoundsError("Inputs are split in boxes, and the ball is none: branching='neurons' takes it.")
-            tree = inputs.InputTree(verifier.params, verifier._inputs, problem, self.ball, verifier.batch)
-            start = tree.start()
-        else:
-            sizes = sorted({min(_SMALL, verifier.batch), verifier.batch})
-            tree = neurons.NeuronTree(verifier.params, verifier._neurons, root, problem, sizes)
-            start = tree.start(clauses)
-        limits = {"deadline": self.deadline, "memory": verifier.memory, "poll": self.poll}
+    def attacked(self, key: jax.Array, problem: Problem, clauses: np.ndarray) -> Outcome | None:
+        """What gradients find."""
+        found = falsify.search(key, self.target, problem, clauses)
+        return Outcome(found, found.violation, 1, "") if found else None
+
+    def search(self, tree: Tree, start: Grown) -> Outcome:
+        """Branch and bound within the limits."""
+        limits = {"deadline": self.deadline, "memory": self.verifier.memory, "poll": self.poll}
         return search(tree, start, functools.partial(falsify.first_replayed, self.target), **limits)
 
 
