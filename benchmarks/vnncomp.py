@@ -26,12 +26,19 @@ from mixtrain_jax.queries.competition import Instance, read_instances
 RECORD = Path(__file__).with_name("vnncomp.jsonl")
 
 
-def stem(path: str) -> str:
-    """A file's name, whatever folder it is in and whether it is packed."""
-    name = Path(path).name
+def stem(path: str | Path) -> str:
+    """A file's place below its folder onnx or vnnlib, whether it is packed or not."""
+    parts = Path(path).parts
+    start = max((i + 1 for i, part in enumerate(parts[:-1]) if part in ("onnx", "vnnlib")), default=len(parts) - 1)
+    name = "/".join(parts[start:])
     for suffix in (".gz", ".onnx", ".vnnlib"):
         name = name.removesuffix(suffix)
     return name
+
+
+def names(instance: Instance) -> tuple[str, str]:
+    """Of the network and the query of an instance."""
+    return stem(next(iter(instance.networks.values()))), stem(instance.query)
 
 
 def expectations(path: Path) -> dict[tuple[str, str], str]:
@@ -45,12 +52,13 @@ def recorded(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def chosen(arguments: argparse.Namespace) -> list[Instance]:
-    """The instances that the arguments ask for."""
+def chosen(arguments: argparse.Namespace, expected: dict[tuple[str, str], str]) -> list[Instance]:
+    """The instances that the arguments ask for, of those with an expected result."""
     instances = read_instances(arguments.folder / "instances.csv", arguments.timeout)
+    instances = [instance for instance in instances if names(instance) in expected]
     if arguments.properties:
         wanted = {f"prop_{number}" for number in arguments.properties.split(",")}
-        instances = [instance for instance in instances if stem(str(instance.query)) in wanted]
+        instances = [instance for instance in instances if names(instance)[1] in wanted]
     if arguments.sample:
         places = random.Random(0).sample(range(len(instances)), min(arguments.sample, len(instances)))
         instances = [instances[i] for i in sorted(places)]
@@ -74,12 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
     expected = expectations(arguments.expected)
     done = {(line["family"], line["network"], line["query"]) for line in recorded(arguments.record)}
     session = Session()
-    for instance in chosen(arguments):
-        network, query = stem(str(next(iter(instance.networks.values())))), stem(str(instance.query))
+    for instance in chosen(arguments, expected):
+        network, query = names(instance)
         if (arguments.family, network, query) in done:
             continue
         line = {"family": arguments.family, "network": network, "query": query, "timeout": instance.timeout}
-        line |= {"expected": expected.get((network, query), ""), **answered(session, instance)}
+        line |= {"expected": expected[network, query], **answered(session, instance)}
         with open(arguments.record, "a") as file:
             file.write(json.dumps(line) + "\n")
         print(line, flush=True)

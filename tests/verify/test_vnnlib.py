@@ -248,10 +248,19 @@ REFUSED = {
     "nesting": (NETWORK + "(assert " + "(and " * 100_000, "more than 200 parentheses"),
     "digits": (NETWORK + f"(assert (<= Y[0] 1{'0' * 500}))", "more than 400 digits"),
     "exponent": (NETWORK + "(assert (<= Y[0] 1e99999))", "more than 400 digits"),
+    "exponent's digits": (NETWORK + f"(assert (<= Y[0] 1e{'9' * 9}))", "more than 400 digits"),
+    "digits of another script": (NETWORK + "(assert (<= Y[0] \u0663))", "the variable '\u0663' is not declared"),
+    "networks": (
+        "".join(
+            f"(declare-network n{i} (declare-input a{i} real [1])(declare-output b{i} real [1]))" for i in range(17)
+        ),
+        "more than 16 networks",
+    ),
     "huge bound": (NETWORK + "(assert (<= X[0,0] 1e39))", "beyond the range of float32"),
     "degree": (NETWORK + f"(assert (<= (* {'Y[0] ' * 9}) 1))", "degree of more than 8"),
     "powers of a number": (NETWORK + f"(assert (<= (* {'1.1e300 ' * 90} Y[0]) 1))", "thousands of digits"),
     "huge coefficient": (NETWORK + BOX + "(assert (<= (* 1e399 Y[0]) 1))", "beyond the range of float64"),
+    "many products": (NETWORK + f"(assert (<= (* {'(+ Y[0] Y[1] X[0,0] X[0,1] 1)' * 8} 0) 1))" * 12, "all in all"),
     "product of sums": (NETWORK + f"(assert (<= (* {'(+ Y[0] Y[1] X[0,0] X[0,1] 1)' * 9}) 1))", "degree of more"),
     "product of ors": (NETWORK + BOX + "(assert (or (<= Y[0] 1) (>= Y[1] 1)))" * 19, "multiply to 524288 cases"),
     "outside": (NETWORK + "word", "outside of commands"),
@@ -262,10 +271,10 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_wrong_is_said_in_one_error(name):
     text, said = REFUSED[name]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(QueryError, match=said):
         specifications(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_the_line_of_a_fault_is_named(tmp_path):
@@ -292,7 +301,7 @@ def test_files_that_are_none_are_refused(tmp_path):
 
 
 WHOLE = NETWORK + BOX + "(assert (or (<= (+ Y[0] 0.5) Y[1]) (and (> Y[0] 1e-2) (!= X[0,0] (* 2 X[0,1])))))\n"
-PIECES = [*'()[]";- 0\x00é', "<=", "and", "assert", "X[0,0]", "1e9", "declare-input"]
+PIECES = [*'()[]";- 0\x00é\u0663', "1e999999999", "<=", "and", "assert", "X[0,0]", "1e9", "declare-input"]
 
 
 def mutated(text, draw):
@@ -307,7 +316,7 @@ def mutated(text, draw):
 
 @pytest.mark.parametrize("whole", [WHOLE, CLASSIC + "(assert (and (<= X_0 1) (>= X_0 -1) (== X_1 2) (<= Y_0 Y_1)))"])
 def test_damaged_files_are_read_or_refused(whole):
-    accepted, longest, started = 0, 0, time.perf_counter()
+    accepted, longest, started = 0, 0, time.process_time()
     for seed in range(500):
         try:
             specifications(mutated(whole, random.Random(seed)))
@@ -316,7 +325,7 @@ def test_damaged_files_are_read_or_refused(whole):
             longest = max(longest, len(str(error)))
     assert 5 < accepted < 250
     assert longest < 500
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_many_cases_are_read_at_once():

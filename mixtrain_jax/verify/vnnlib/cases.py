@@ -17,7 +17,7 @@ from mixtrain_jax.verify.vnnlib.terms import Bound, Formula, Junction, Monomial,
 
 MAX_CONJUNCTIONS = 2**18
 _MAX_ATOMS = 2**24  # in all of them
-_MAX_ENTRIES = 2**27  # of all boxes
+_MAX_ENTRIES = 2**25  # of all boxes
 
 Clause = tuple[Row, ...]
 _Conjunction = tuple[Bound | Row, ...]

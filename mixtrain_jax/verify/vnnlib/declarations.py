@@ -10,9 +10,10 @@ from typing import NamedTuple
 from mixtrain_jax.errors import QueryError
 
 MAX_VARIABLES = 2**24
-_CLASSIC = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
-_NAME = re.compile(r"[A-Za-z][\w@.-]*")
-_INDEXED = re.compile(r"([^\s\[]+)\s*\[([^\]]*)\]")
+MAX_NETWORKS = 16
+_CLASSIC = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
+_NAME = re.compile(r"[A-Za-z][\w@.-]*", re.ASCII)
+_INDEXED = re.compile(r"([^\s\[]+)\s*\[([^\]]*)\]", re.ASCII)
 _FLOATS = {"real": "real", "float32": "float32"}  # by their names in lower case
 
 
@@ -78,6 +79,8 @@ class Symbols:
     def declare_network(self, name: str, parts: list[tuple]) -> None:
         """Declare a network of version 2.0 by what its parentheses hold."""
         inputs, outputs, same_as = [], [], ""
+        if len(self.networks) >= MAX_NETWORKS:
+            raise QueryError(f"more than {MAX_NETWORKS} networks are declared")
         self._check_new(name, "network")
         for what, *words in parts:
             if what == "declare-input":

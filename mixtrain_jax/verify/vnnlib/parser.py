@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 from typing import Any
@@ -12,6 +13,7 @@ from mixtrain_jax.verify.vnnlib.declarations import Network, Symbols, split_indi
 from mixtrain_jax.verify.vnnlib.terms import Formula, Junction
 
 MAX_DEPTH = 200
+MAX_PRODUCTS = 2**22  # terms that are multiplied, all in all
 VERSIONS = ((1, 0), (2, 1))  # the first and the last that are read
 # A comparison of a variable with a number is one token: most of a large file. The quantifiers that end in "+" never
 # give back what they took, so that no text takes long.
@@ -22,7 +24,7 @@ _TOKEN = re.compile(
     | (?P<bracket>[()])
     | (?P<text>"(?:[^"\\]|\\.)*+")
     | (?P<symbol>[^\s()\[\];"]++(?:\s*+\[[^\[\]()]*+\])?+)""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 _COMPARISONS = ("<=", ">=", "<", ">", "=", "==", "!=")
 _IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit")
@@ -59,6 +61,7 @@ class _Parser:
         self.asserted: list[Formula] = []
         self.open: list[list[Any]] = [[]]
         self.bounds: dict[str, Formula] = {}
+        self.products = 0
 
     def take(self, found: re.Match[str]) -> None:
         kind = found.lastgroup
@@ -161,6 +164,9 @@ class _Parser:
 
     def _arithmetic(self, head: str, parts: list[terms.Polynomial]) -> terms.Polynomial:
         if head == "*":
+            self.products += math.prod(max(len(part), 1) for part in parts)
+            if self.products > MAX_PRODUCTS:
+                raise QueryError(f"products of sums have more than {MAX_PRODUCTS} terms, all in all")
             return terms.multiply(parts)
         signs = [1] * len(parts)
         if head == "-":

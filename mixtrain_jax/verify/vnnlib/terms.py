@@ -21,7 +21,7 @@ from mixtrain_jax.errors import QueryError
 MAX_DEGREE = 8
 MAX_TERMS = 100_000
 _MAX_DIGITS = 400  # of a number, and of its exponent's value
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,6}))?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?", re.ASCII)
 _EXACT = decimal.Context(
     prec=10_000,
     Emin=-10_000,
