@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax.attacks import Poll
+from mixtrain_jax.bounds import Interval
 from mixtrain_jax.certify.evaluation import Evaluation
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
@@ -71,7 +72,7 @@ def complete(
       apply: `(params, images) -> logits`, the network that was evaluated.
       params: its parameters.
       split: the images and labels.
-      seconds: limit an image; compilation counts for the first ones.
+      seconds: limit an image, compilation apart.
       poll: called with progress after every image; whatever it raises ends it.
 
     Returns:
@@ -81,15 +82,22 @@ def complete(
       SoundnessError: where a counterexample is not in its ball.
     """
     split, threat = split.floats(), evaluation.threat
-    rows = np.flatnonzero(evaluation.attacked & ~evaluation.verified)
+    rows = np.flatnonzero(evaluation.attacked & ~evaluation.verified).tolist()
     verifier, answers, started = Verifier(apply, params, split.images.shape[1:]), [], time.monotonic()
     names = ("attacked", "verified", "margin", "adversarial", "seen_as")
     columns = {name: getattr(evaluation, name).copy() for name in names}
     by = {name: getattr(evaluation, name).astype(object) for name in ("proved_by", "broken_by")}
-    for done, i in enumerate(rows):
+
+    def balls(i: int) -> tuple[Interval, Interval]:
+        """That of an image rounded outwards, to prove, and inwards, to break."""
         image = split.images[i : i + 1]
-        outer, inner = threat.ball(jnp.asarray(image), threat.radii(1)), threat.inner(image, np.full(1, threat.eps))
-        outer, inner = (jax.tree.map(lambda x: x[0], ball) for ball in (outer, inner))
+        both = threat.ball(jnp.asarray(image), threat.radii(1)), threat.inner(image, np.full(1, threat.eps))
+        return jax.tree.map(lambda x: x[0], both)
+
+    for i in rows[:1]:
+        verifier.compile(balls(i)[0], int(split.labels[i]), attack=False)
+    for done, i in enumerate(rows):
+        outer, inner = balls(i)
         answer = verifier.verify(outer, int(split.labels[i]), attacked=inner, attack=False, timeout=seconds)
         answers.append(answer)
         if answer.status != "broken":
@@ -97,7 +105,7 @@ def complete(
         if answer.status == "proved":
             columns["verified"][i], by["proved_by"][i] = True, COMPLETE
         elif found := answer.counterexample:
-            if threat.outside(image, found.x[None]).any():
+            if threat.outside(split.images[i : i + 1], found.x[None]).any():
                 raise SoundnessError(f"A counterexample to image {i} is not within {threat} of it. Please report this.")
             columns["attacked"][i], by["broken_by"][i] = False, COMPLETE
             columns["adversarial"][i], columns["seen_as"][i] = found.x, found.output.argmax()
@@ -106,5 +114,5 @@ def complete(
     columns |= {name: of.astype(str) for name, of in by.items()}
     return (
         dataclasses.replace(evaluation, seconds=spent, **columns),
-        Completion(seconds, rows, tuple(answers)),
+        Completion(seconds, np.array(rows, int), tuple(answers)),
     )

@@ -273,7 +273,7 @@ class NeuronTree:
         self.start_slopes = np.asarray(root.slopes)
         self.bytes_of_node = 5 * len(self.kept) + 2 * len(self.start_slopes) + 500
 
-    def start(self, clauses: Sequence[int] | np.ndarray) -> Grown:
+    def start(self, clauses: Sequence[int] | np.ndarray, rates: Rates = ROOT) -> Grown:
         """The whole domain once for each clause that is open, by alpha-CROWN."""
         lower = np.asarray(self.root.lower)[np.asarray(clauses)]
         n, rows = lower.shape
@@ -289,7 +289,12 @@ class NeuronTree:
             ),
             np.zeros(n, dtype),
         )
-        return self._bounded(leaves, lower.max(-1), ROOT, final=False)
+        return self._bounded(leaves, lower.max(-1), rates, final=False)
+
+    def compile(self) -> None:
+        """Compile what the search calls, for all sizes."""
+        for size in self.sizes:
+            self.start(np.zeros(size, np.int32), ROOT._replace(steps=0))
 
     def expand(self, nodes: Sequence[Node]) -> Grown:
         """Both sides of each node's best neuron; a node without one is bounded once more, for longer."""

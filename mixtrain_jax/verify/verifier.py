@@ -129,7 +129,41 @@ class Verifier:
             does not fit the network.
           UnsupportedPrimitiveError: where bounds have no rule for an operation of the network.
         """
-        started, ball = time.monotonic(), check(ball)
+        started = time.monotonic()
+        query = self._query(ball, spec, branching, attacked, started + timeout, poll)
+        with jax.default_matmul_precision("highest"):
+            found, by = query.run(jax.random.key(0) if key is None else key, attack)
+        status = "broken" if found.counterexample else "open" if found.reason else "proved"
+        seconds = time.monotonic() - started
+        return Answer(status, found.counterexample, found.bound, by, found.domains, seconds, found.reason)
+
+    def compile(self, ball: Interval, spec: Any, *, attack: bool = True, branching: Branching = "auto") -> None:
+        """Compile what queries of this kind call, so that their time is all spent on the search.
+
+        Args:
+          ball: any of one shape and kind with those of the queries.
+          spec: any with as many clauses and rows in the longest clause.
+          attack: as for `verify`.
+          branching: as for `verify`.
+
+        Raises:
+          BoundsError: as `verify` does.
+          UnsupportedPrimitiveError: as `verify` does.
+        """
+        query = self._query(ball, spec, branching, None, 0.0, lambda bounded, still_open: None)
+        with jax.default_matmul_precision("highest"):
+            query.compile(attack)
+
+    def _query(
+        self,
+        ball: Interval,
+        spec: Any,
+        branching: Branching,
+        attacked: Interval | None,
+        deadline: float,
+        poll: Callable[[int, int], None],
+    ) -> _Query:
+        ball = check(ball)
         if ball.shape != self.network.shape or ball.dtype != self.network.dtype:
             raise BoundsError(
                 f"The network takes one input {self.network.dtype}{list(self.network.shape)}, got a ball "
@@ -137,14 +171,11 @@ class Verifier:
             )
         if branching not in ("auto", "neurons", "inputs"):
             raise BoundsError(f"branching is auto, neurons or inputs, got {branching!r}.")
+        if branching == "inputs" and isinstance(ball, Ball):
+            raise BoundsError("Inputs are split in boxes, and the ball is none: branching='neurons' takes it.")
         spec = specified(spec, self.network.outputs(self.params))
         target = Target(self.network, self.params, spec, ball if attacked is None else attacked)
-        query = _Query(self, ball, target, started + timeout, poll)
-        with jax.default_matmul_precision("highest"):
-            found, by = query.run(jax.random.key(0) if key is None else key, attack, branching)
-        status = "broken" if found.counterexample else "open" if found.reason else "proved"
-        seconds = time.monotonic() - started
-        return Answer(status, found.counterexample, found.bound, by, found.domains, seconds, found.reason)
+        return _Query(self, ball, target, branching, deadline, poll)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,55 +183,81 @@ class _Query:
     verifier: Verifier
     ball: Interval
     target: Target
+    branching: Branching
     deadline: float
     poll: Callable[[int, int], None]
 
-    def run(self, key: jax.Array, attack: bool, branching: Branching) -> tuple[Outcome, str]:
-        """The outcome, and what decided."""
-        problem = problem_of(self.target.spec, self.verifier.network.dtype)
-        if found := falsify.replayed(self.target, np.asarray(falsify.middle(self.target.ball))):
-            return Outcome(found, found.violation, 0, ""), "attack"
-        attacked = functools.partial(self.attacked, key, problem) if attack else lambda clauses: None
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """The specification as arrays."""
+        return problem_of(self.target.spec, self.verifier.network.dtype)
+
+    @property
+    def few_inputs(self) -> bool:
+        """Whether boxes of inputs are what is split."""
         changing = int((np.asarray(self.ball.lower) < np.asarray(self.ball.upper)).sum())
         few = changing <= FEW_INPUTS and not isinstance(self.ball, Ball)
-        if branching == "inputs" or (branching == "auto" and few):
-            return self.on_inputs(problem, attacked)
-        return self.on_neurons(problem, attacked, branching)
+        return self.branching == "inputs" or (self.branching == "auto" and few)
 
-    def on_inputs(self, problem: Problem, attacked: Callable[..., Outcome | None]) -> tuple[Outcome, str]:
-        """CROWN on the whole box, an attack, and branch and bound on boxes."""
-        if isinstance(self.ball, Ball):
-            raise BoundsError("Inputs are split in boxes, and the ball is none: branching='neurons' takes it.")
+    def run(self, key: jax.Array, attack: bool) -> tuple[Outcome, str]:
+        """The outcome, and what decided."""
+        if found := falsify.replayed(self.target, np.asarray(falsify.middle(self.target.ball))):
+            return Outcome(found, found.violation, 0, ""), "attack"
+        attacked = functools.partial(self.attacked, key) if attack else lambda clauses: None
+        return self.on_inputs(attacked) if self.few_inputs else self.on_neurons(attacked)
+
+    def compile(self, attack: bool) -> None:
+        """Call everything once, on nothing much."""
+        falsify.replayed(self.target, np.asarray(falsify.middle(self.target.ball)))
+        if attack:
+            falsify.search(jax.random.key(0), self.target, self.problem, [0], steps=1, restarts=1)
+        if self.few_inputs:
+            self.boxes().start()
+        else:
+            self.neurons(self.root()).compile()
+
+    def boxes(self) -> inputs.InputTree:
+        """The tree of boxes of inputs."""
         verifier = self.verifier
-        tree = inputs.InputTree(verifier.params, verifier._inputs, problem, self.ball, verifier.batch)
+        return inputs.InputTree(verifier.params, verifier._inputs, self.problem, self.ball, verifier.batch)
+
+    def root(self) -> neurons.Root:
+        """The whole domain."""
+        return self.verifier._neurons.root(self.verifier.params, self.ball, self.problem)
+
+    def neurons(self, root: neurons.Root) -> neurons.NeuronTree:
+        """The tree of signs of neurons."""
+        verifier = self.verifier
+        sizes = sorted({min(_SMALL, verifier.batch), verifier.batch})
+        return neurons.NeuronTree(verifier.params, verifier._neurons, root, self.problem, sizes)
+
+    def on_inputs(self, attacked: Callable[..., Outcome | None]) -> tuple[Outcome, str]:
+        """CROWN on the whole box, an attack, and branch and bound on boxes."""
+        tree = self.boxes()
         start = tree.start()
-        if not start.nodes[0].bound > 0 and (found := attacked(np.arange(len(problem.rows)))):
+        if not start.nodes[0].bound > 0 and (found := attacked(np.arange(self.target.spec.clauses))):
             return found, "attack"
         found = self.search(tree, start)
         return found, "crown" if found.domains == 1 and not found.reason else "inputs"
 
-    def on_neurons(
-        self, problem: Problem, attacked: Callable[..., Outcome | None], branching: Branching
-    ) -> tuple[Outcome, str]:
+    def on_neurons(self, attacked: Callable[..., Outcome | None]) -> tuple[Outcome, str]:
         """CROWN on the whole ball, an attack on the clauses that are open, alpha-CROWN, and branch and bound."""
-        verifier = self.verifier
-        root = verifier._neurons.root(verifier.params, self.ball, problem)
+        root = self.root()
         lower = np.asarray(root.lower).max(-1)
         clauses = np.flatnonzero(~(lower > 0))
         if not clauses.size:
             return Outcome(None, float(lower.min()), 1, ""), "crown"
-        if branching == "auto" and not isinstance(self.ball, Ball) and not np.asarray(root.unstable).any():
-            return self.on_inputs(problem, attacked)  # nothing bends at a point that can be split
+        if self.branching == "auto" and not isinstance(self.ball, Ball) and not np.asarray(root.unstable).any():
+            return self.on_inputs(attacked)  # nothing bends at a point that can be split
         if found := attacked(clauses):
             return found, "attack"
-        sizes = sorted({min(_SMALL, verifier.batch), verifier.batch})
-        tree = neurons.NeuronTree(verifier.params, verifier._neurons, root, problem, sizes)
+        tree = self.neurons(root)
         found = self.search(tree, tree.start(clauses))
         return found, "alpha_crown" if found.domains == len(clauses) else "neurons"
 
-    def attacked(self, key: jax.Array, problem: Problem, clauses: np.ndarray) -> Outcome | None:
+    def attacked(self, key: jax.Array, clauses: np.ndarray) -> Outcome | None:
         """What gradients find."""
-        found = falsify.search(key, self.target, problem, clauses)
+        found = falsify.search(key, self.target, self.problem, clauses)
         return Outcome(found, found.violation, 1, "") if found else None
 
     def search(self, tree: Tree, start: Grown) -> Outcome:

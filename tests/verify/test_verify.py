@@ -100,6 +100,17 @@ def test_limits_end_a_search_with_what_is_known(verifier, monkeypatch):
         assert answer.bound <= 0
 
 
+def test_compiling_before_takes_nothing_from_the_time_of_a_query(verifier):
+    params, ball, label = planted(2, 1e-3)
+    here = verifier.with_params(params)
+    for branching in ("neurons", "inputs"):
+        here.compile(ball, label, attack=False, branching=branching)
+        programs = here._neurons.bound if branching == "neurons" else here._inputs.bound
+        before = programs._cache_size()
+        assert here.verify(ball, label, attack=False, branching=branching).status == "proved"
+        assert programs._cache_size() == before
+
+
 def test_weights_that_are_no_numbers_prove_nothing(verifier):
     w, b, v, c = verifier.params
     ball = mt.linf_ball(np.full(INPUTS, 0.3, np.float32), EPS)
@@ -155,6 +166,8 @@ def test_the_front_door_asks_for_what_fits():
         here.verify(ball, 0)
     with pytest.raises(BoundsError, match="auto, neurons or inputs"):
         Verifier(apply, params, (INPUTS,)).verify(ball, 0, branching="layers")
+    with pytest.raises(BoundsError, match="split in boxes"):
+        Verifier(apply, params, (INPUTS,)).verify(mt.l2_ball(np.zeros(INPUTS), 0.1), 0, branching="inputs")
     crossed = dataclasses.replace(ball, lower=ball.upper, upper=ball.lower)
     with pytest.raises(BoundsError, match="lower <= upper"):
         verify(apply, params, crossed, 0)
