@@ -19,7 +19,7 @@ from mixtrain_jax.verify.specification import Specification
 
 _POINTS = 16  # searched from at a time
 _TRIED = 8  # of them that are replayed
-_SIZES = (0.3, 0.1, 0.05, 0.02, 0.01)  # of steps that improve a point, in radii of the ball; none after the last look
+_LENGTHS = 0.3, 0.003  # of the first and the last step that improve a point, in radii of the ball
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,27 +118,30 @@ def lowest(ball: Interval, coefficients: jax.Array) -> jax.Array:
     return project(ball, middle(ball) - steepest(ball, coefficients))
 
 
-def improved(unsafe: Callable[[jax.Array], jax.Array], ball: Interval, point: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A point of a ball that is more unsafe, by a few short gradient steps, and how much it is; for use under `vmap`.
+def improved(
+    unsafe: Callable[[jax.Array], jax.Array], ball: Interval, point: jax.Array, steps: int | jax.Array = 5
+) -> tuple[jax.Array, jax.Array]:
+    """A point of a ball that is more unsafe, by short gradient steps, and how much it is; for use under `vmap`.
 
     Args:
       unsafe: a measure of one input.
       ball: of one input.
       point: in the ball.
+      steps: looks taken, each but the last followed by a step; they shrink from one length to another.
     """
-    one = batched(ball, 1)
+    one, (first, last) = batched(ball, 1), _LENGTHS
 
-    def step(carry: tuple, size: jax.Array) -> tuple[tuple, None]:
+    def step(i: jax.Array, carry: tuple) -> tuple:
         here, best, most = carry
         value, uphill = jax.value_and_grad(unsafe)(here)
         better = value > most
         best, most = jnp.where(better, here, best), jnp.where(better, value, most)
         uphill = jnp.where(jnp.isfinite(uphill), uphill, 0)
+        size = first * jnp.asarray(last / first, point.dtype) ** (i / steps)
         moved = project(one, here[None] + steepest(one, uphill[None], size))[0]
-        return (moved, best, most), None
+        return moved, best, most
 
-    start = (point, point, jnp.full((), -jnp.inf, point.dtype))
-    (_, best, most), _ = jax.lax.scan(step, start, jnp.asarray(_SIZES, point.dtype))
+    _, best, most = jax.lax.fori_loop(0, steps, step, (point, point, jnp.full((), -jnp.inf, point.dtype)))
     return best, most
 
 

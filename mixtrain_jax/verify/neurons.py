@@ -194,7 +194,7 @@ def _of_leaf(network: Network, params: Any, boxes: list[Interval], problem: Prob
         return -jnp.max(values + offsets)
 
     lowest_point = lowest(batched(known.boxes[0], 1), pressure.coefficients[None])[0]
-    point, violation = improved(unsafe, known.boxes[0], lowest_point)
+    point, violation = improved(unsafe, known.boxes[0], lowest_point, jnp.maximum(5, rates.steps // 4))
     splits = _splits(part, at, leaf.signs, chosen, pressure.losses)
     return Found(lower, chosen, point, violation, pressure.value - lower, splits)
 
