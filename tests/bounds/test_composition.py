@@ -50,7 +50,7 @@ def test_margins_of_many_examples_are_those_of_each(method: mt.bounds.Method, ne
     f, params, _ = network
     x = jnp.asarray(np.random.default_rng(0).random((12, 6)), jnp.float32)
     labels = jnp.arange(12) % 4
-    batch = mt.margins(method, functools.partial(f, params))(mt.linf_ball(x, 0.1), labels)
+    batch = jax.jit(mt.margins(method, functools.partial(f, params)))(mt.linf_ball(x, 0.1), labels)
     assert batch.shape == (12, 3)
     single = jax.jit(mt.margins(method, lambda v: f(params, v[None])[0]))
     for i in range(12):

@@ -39,6 +39,6 @@ def test_fast_transposes_are_those_of_jax(layout: str, before: int, after: int, 
             continue
         taken += 1
         coefficients = jnp.asarray(rng.normal(size=op.outputs[0].shape))
-        (expected,) = jax.linear_transpose(conv, jnp.zeros(shape))(coefficients)
-        np.testing.assert_allclose(transpose((coefficients,))[0], expected, rtol=1e-12, atol=1e-12)
+        (expected,) = jax.jit(jax.linear_transpose(conv, jnp.zeros(shape)))(coefficients)
+        np.testing.assert_allclose(jax.jit(transpose)((coefficients,))[0], expected, rtol=1e-12, atol=1e-12)
     assert taken >= 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -37,15 +38,14 @@ def arrays(*shapes: tuple[int, ...]) -> list[jax.Array]:
 
 def agree(f: Any, g: Any, *args: jax.Array) -> None:
     """Two functions of arrays have the same values and derivatives, both ways, also when mapped."""
-    stacked = tuple(jnp.stack([x, 2.0 * x]) for x in args)
-    directions = tuple(1.0 - x for x in args)
     for do in (
-        lambda f: f(*args),
-        lambda f: jax.grad(lambda *x: (f(*x) ** 2).sum(), tuple(range(len(args))))(*args),
-        lambda f: jax.jvp(f, args, directions),
-        lambda f: jax.vmap(f)(*stacked),
+        lambda f, *x: f(*x),
+        lambda f, *x: jax.grad(lambda *x: (f(*x) ** 2).sum(), tuple(range(len(x))))(*x),
+        lambda f, *x: jax.jvp(f, x, tuple(1.0 - a for a in x)),
+        lambda f, *x: jax.vmap(f)(*(jnp.stack([a, 2.0 * a]) for a in x)),
     ):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), do(f), do(g))
+        ours, theirs = (jax.jit(functools.partial(do, of))(*args) for of in (f, g))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), ours, theirs)
 
 
 def in_scan(f: Any) -> Any:
@@ -114,8 +114,8 @@ def test_transposes_of_strided_convolutions_are_those_of_jax(layout: str, channe
         gradient = jax.grad(loss, (0, 1))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11),
-            cpu.ordered(gradient)(x, w),
-            gradient(x, w),
+            jax.jit(cpu.ordered(gradient))(x, w),
+            jax.jit(gradient)(x, w),
         )
         taken = all(1 < s <= k for s, k in zip(strides, kernel, strict=True))
         spread = [eqn for eqn in convolutions(jax.make_jaxpr(cpu.ordered(gradient))(x, w).jaxpr) if _has_gaps(eqn)]
@@ -133,7 +133,7 @@ def test_gradients_for_small_kernels_are_those_of_jax(layout: str, x64: None) ->
             ).sum()
 
         ours, jaxs = cpu.ordered(jax.grad(loss)), jax.grad(loss)
-        np.testing.assert_allclose(ours(w), jaxs(w), rtol=1e-11)
+        np.testing.assert_allclose(jax.jit(ours)(w), jax.jit(jaxs)(w), rtol=1e-11)
         assert len(convolutions(jax.make_jaxpr(ours)(w).jaxpr)) == 1 + (kernel == (3, 2))
 
 
@@ -206,15 +206,17 @@ def network(x: jax.Array) -> jax.Array:
 def test_margins_of_groups_are_those_of_all(method: mt.bounds.Method, group: int, x64: None) -> None:
     (x,) = arrays((8, 8, 8, 1))
     ball, labels = mt.linf_ball(x, 0.05), jnp.arange(8) % 5
-    whole = mt.margins(method, network)(ball, labels)
-    np.testing.assert_allclose(mt.margins(method, network, group=group)(ball, labels), whole, rtol=1e-10, atol=1e-12)
+    whole = jax.jit(mt.margins(method, network))(ball, labels)
+    found = jax.jit(mt.margins(method, network, group=group))(ball, labels)
+    np.testing.assert_allclose(found, whole, rtol=1e-10, atol=1e-12)
 
 
 def test_groups_of_balls_that_are_no_boxes() -> None:
     x = arrays((5, 8, 8, 1))[0].astype(jnp.float32)
     ball, labels = jax.vmap(mt.l2_ball, (0, None, None))(x, 0.1, None), jnp.arange(5)
-    whole = mt.margins(mt.crown_ibp, network)(ball, labels)
-    np.testing.assert_allclose(mt.margins(mt.crown_ibp, network, group=2)(ball, labels), whole, rtol=1e-5, atol=1e-4)
+    whole = jax.jit(mt.margins(mt.crown_ibp, network))(ball, labels)
+    found = jax.jit(mt.margins(mt.crown_ibp, network, group=2))(ball, labels)
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-4)
 
 
 def test_totals_of_chunks_are_those_of_all(x64: None) -> None:

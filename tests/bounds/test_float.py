@@ -25,7 +25,7 @@ METHODS = {
     "crown_ibp": mt.crown_ibp,
     "symbolic": mt.symbolic,
     "crown": mt.crown,
-    "alpha_crown": functools.partial(mt.alpha_crown, steps=2),
+    "alpha_crown": functools.partial(mt.alpha_crown, steps=1),
 }
 exactly = np.vectorize(lambda v: Fraction(float(v)), otypes=[object])
 RATIONAL = SimpleNamespace(

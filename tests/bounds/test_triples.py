@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from test_primitives import PROBES
-from test_probes import METHODS, promotion_as_users_have_it
+from test_probes import METHODS, one_by_one, promotion_as_users_have_it
 
 import mixtrain_jax as mt
 
@@ -82,7 +82,7 @@ def _bounds(chain: str, method: str, weights: Any, balls: mt.Interval) -> mt.Int
     def bound(w: Any, ball: mt.Interval) -> mt.Interval:
         return WAYS[method](functools.partial(_network, CHAINS[chain], w), sound=True)(ball)
 
-    return jax.device_get(jax.jit(jax.vmap(bound))(weights, balls))
+    return one_by_one(jax.jit(bound), weights, balls)
 
 
 def _pairs() -> list[Any]:
