@@ -71,6 +71,7 @@ def answered(session: Session, instance: Instance) -> dict:
     try:
         answer = session.ask(instance.query, instance.networks, instance.timeout)
         found = {"status": answer.status, "reason": answer.reason, "by": answer.by, "domains": answer.domains}
+        found["compiling"] = round(answer.compiling, 2)
     except MixtrainError as error:
         found = {"status": "error", "reason": str(error).split(": ", 1)[-1]}
     # Seconds are those of a machine that was as busy as its load says.
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Answer what is not on record yet."""
     expected = expectations(arguments.expected)
     done = {(line["family"], line["network"], line["query"]) for line in recorded(arguments.record)}
-    session = Session()
+    session = Session(compile_apart=True)
     for instance in chosen(arguments, expected):
         network, query = names(instance)
         if (arguments.family, network, query) in done:
@@ -111,7 +112,8 @@ def table(lines: list[dict]) -> str:
     for family in dict.fromkeys(line["family"] for line in lines):
         mine = [line for line in lines if line["family"] == family]
         sat, unsat = (sum(line["status"] == word for line in mine) for word in ("sat", "unsat"))
-        seconds = [line["seconds"] for line in mine if line["status"] in ("sat", "unsat")]
+        decided = [line for line in mine if line["status"] in ("sat", "unsat")]
+        seconds = [line["seconds"] - line.get("compiling", 0) for line in decided]
         reasons: dict[str, int] = {}
         for line in mine:
             if line["status"] not in ("sat", "unsat"):

@@ -227,7 +227,8 @@ def verify(arguments: Sequence[str]) -> int:
         Args:
           files: The query, QUERY.vnnlib, in VNN-LIB 1.0 or 2.0, packed by gzip or not. Or NETWORK.onnx, then the query.
           network: NAME=FILE.onnx, the file of a network by its name in the query; of a query of version 1.0 FILE.onnx.
-          timeout: Seconds, 60 by default, for a query. In a batch it replaces the seconds of every instance.
+          timeout: Seconds, 60 by default, for a query. In a batch it replaces those of every instance, and compilation,
+            once for each kind of network and query, comes on top.
           batch: File of instances, one network, query and seconds a row. All are answered by one process.
           results: File of the result in the competition's form; of a batch a folder for a file of each instance and a
             table, results.csv. Instances that are in the table already are left out.

@@ -67,7 +67,8 @@ def batch(path: Path, files: Sequence[Path], options: Options) -> int:
     if files:
         raise ConfigError(f"verify --batch wants no other files, got {' '.join(map(str, files))}.")
     limit = None if options.timeout is None else _seconds(options.timeout, _TIMEOUT)
-    instances, session, failed = read_instances(path, limit), Session(memory=options.memory, seed=options.seed), False
+    instances, failed = read_instances(path, limit), False
+    session = Session(memory=options.memory, seed=options.seed, compile_apart=True)
     done = _done(options.results)
     for instance in instances:
         if _key(instance) in done:

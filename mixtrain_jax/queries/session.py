@@ -13,8 +13,9 @@ import numpy as np
 
 from mixtrain_jax.bounds import BoundsError, Interval
 from mixtrain_jax.queries.networks import Loaded, Subject, load, subject_of
-from mixtrain_jax.verify import Counterexample, Verifier
+from mixtrain_jax.verify import Counterexample, Specification, Verifier
 from mixtrain_jax.verify.screen import Screen
+from mixtrain_jax.verify.verifier import FEW_INPUTS
 from mixtrain_jax.verify.vnnlib import Case, Network, Query, as_assignment, as_pairs, read_query
 
 Status = Literal["sat", "unsat", "timed-out", "unknown"]
@@ -47,6 +48,7 @@ class Answer(NamedTuple):
       by: what decided the case that took longest, or was tried last.
       domains: subdomains that were bounded.
       seconds: from files to the answer.
+      compiling: those of them that were spent on compilation apart from the search; 0 where it is not apart.
     """
 
     query: Query
@@ -56,6 +58,7 @@ class Answer(NamedTuple):
     by: str
     domains: int
     seconds: float
+    compiling: float
 
     def assignment(self) -> str:
         """The witness as text: in the form of VNN-LIB 2.0, or of the competition for queries of version 1.0."""
@@ -73,10 +76,12 @@ class Session:
       memory: bytes, as for `verify.Verifier`.
       seed: of attacks.
       attack: whether inputs are searched by gradients before branching.
+      compile_apart: whether the search of a first network and query of a kind is compiled before their time starts.
     """
 
-    def __init__(self, *, memory: int | None = None, seed: int = 0, attack: bool = True):
+    def __init__(self, *, memory: int | None = None, seed: int = 0, attack: bool = True, compile_apart: bool = False):
         self.memory, self.attack, self._key = memory, attack, jax.random.key(seed)
+        self.compile_apart, self._compiled = compile_apart, set()
         self._verifiers: dict[Hashable, tuple[Verifier, Screen]] = {}
         self._loaded: dict[tuple, Loaded] = {}
 
@@ -86,7 +91,7 @@ class Session:
         Args:
           query: its file.
           networks: files by the names of networks, as for `subject_of`.
-          timeout: seconds, from now on; a call on the device is not cut short.
+          timeout: seconds, from now on, but for compilation where it is apart; a call on the device is not cut short.
 
         Raises:
           QueryError: where the query cannot be read, or files do not belong to it.
@@ -125,7 +130,7 @@ class _Asked:
 
     def __init__(self, session: Session, query: Query, subject: Subject, started: float, deadline: float):
         self.session, self.query, self.subject, self.started, self.deadline = session, query, subject, started, deadline
-        self.by, self.domains, self.reasons = "", 0, {}
+        self.by, self.domains, self.reasons, self.compiling = "", 0, {}, 0.0
         self.key = session._key
 
     def answer(self) -> Answer:
@@ -144,7 +149,7 @@ class _Asked:
 
     def _answered(self, status: Status, reason: str, witness: Witness | None = None) -> Answer:
         seconds = time.monotonic() - self.started
-        return Answer(self.query, status, reason, witness, self.by, self.domains, seconds)
+        return Answer(self.query, status, reason, witness, self.by, self.domains, seconds, self.compiling)
 
     def _left(self) -> float:
         return self.deadline - time.monotonic()
@@ -185,12 +190,14 @@ class _Asked:
 
     def _case(self, verifier: Verifier, i: int, seconds: float) -> Witness | None:
         """A witness of a case. Where it is proved, it is left out of `reasons`; else its reason is there."""
-        case, until = self.query.cases[i], time.monotonic() + seconds
-        spec = self.query.specification(case)
+        case = self.query.cases[i]
+        box, spec = _box(case.lower, case.upper, self.subject.shape), self.query.specification(case)
+        self._compile(verifier, box, spec)
+        until = time.monotonic() + seconds
         for _ in range(_KEYS):
             self.key, key = jax.random.split(self.key)
             found = verifier.verify(
-                _box(case.lower, case.upper, self.subject.shape),
+                box,
                 spec,
                 timeout=max(until - time.monotonic(), 0.0),
                 key=key,
@@ -209,6 +216,18 @@ class _Asked:
                 return witness
             self.reasons[i] = "a counterexample does not hold as ONNX Runtime computes the network"
         return None
+
+    def _compile(self, verifier: Verifier, box: Interval, spec: Specification) -> None:
+        """Compile the search, once for a kind of network and query, and take its time off none of theirs."""
+        few = int(jnp.sum(box.lower < box.upper)) <= FEW_INPUTS
+        kind = (self.subject.structure, spec.clauses, int(np.bincount(spec.clause).max()), few)
+        if not self.session.compile_apart or kind in self.session._compiled:
+            return
+        started = time.monotonic()
+        verifier.compile(box, spec, attack=self.session.attack)
+        self.session._compiled.add(kind)
+        self.compiling += time.monotonic() - started
+        self.deadline += time.monotonic() - started
 
     def _witness(self, case: Case, found: Counterexample) -> Witness | None:
         """The counterexample, if it satisfies the query exactly as it will be written, on every runtime there is."""

@@ -133,6 +133,14 @@ def test_networks_that_differ_in_weights_alone_share_programs(folder, session):
     assert len(session._verifiers) == 1
 
 
+def test_compilation_may_be_apart(folder):
+    apart = Session(compile_apart=True)
+    first, second = (ask(apart, folder, CLASSIC + UNSAT, name) for name in ("net.onnx", "other.onnx"))
+    assert 0 < first.compiling < first.seconds
+    assert second.compiling == 0
+    assert (first.status, second.status) == ("unsat", "unsat")
+
+
 def test_every_box_of_a_disjunction_is_answered(folder, session):
     ends = [(i / 8, (i + 1) / 8, (max(-i, i + 1) + 1) / 8) for i in range(-8, 8)]
     boxes = " ".join(f"(and (>= X_0 {low}) (<= X_0 {high}) (>= Y_0 {above}))" for low, high, above in ends)
