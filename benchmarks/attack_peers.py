@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Budget().steps)
     parser.add_argument("--targets", type=int, default=Budget().targets)
     parser.add_argument("--queries", type=int, default=Budget().queries)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--training.epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
 """Compare hyperparameters on the training split of the digits alone: mean over four blocks of writers.
 
-    python benchmarks/digits_folds.py '{"train_eps_ratio": 1.3}' '{"train_eps_ratio": 1.0}' --seeds 0 1
+    python benchmarks/digits_folds.py '{"radius.ratio": 1.3}' '{"radius.ratio": 1.0}' --seeds 0 1
 
-Each argument is a JSON object of config fields. A config is trained on the training split without one block of 300
-consecutive images, for each of the last four blocks, and measured on that block: clean accuracy, and verified accuracy
-by the best of IBP, symbolic bounds and CROWN. The test set plays no part.
+Each argument is a JSON object of values by their flags. A config is trained on the training split without one block of
+300 consecutive images, for each of the last four blocks, and measured on that block: clean accuracy, and verified
+accuracy by the best of IBP, symbolic bounds and CROWN. The test set plays no part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from mixtrain_jax import certify, data
 from mixtrain_jax.bounds import linf_ball, margins
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import Config, of_flags
 from mixtrain_jax.training.build import prepare
 from mixtrain_jax.training.program import dispatches
 from mixtrain_jax.training.setup import Setup
@@ -56,7 +56,7 @@ def trained_accuracies(setup: Setup) -> tuple[float, float]:
     proved = jnp.zeros_like(right)
     for method in certify.methods(["ibp", "symbolic", "crown"]).values():
         bound = jax.jit(margins(method, logits_fn))
-        proved |= (bound(linf_ball(images, config.eps, dataset.domain), labels) > 0).all(-1)
+        proved |= (bound(linf_ball(images, config.threat.eps, dataset.domain), labels) > 0).all(-1)
     return float(right.mean()), float((right & proved).mean())
 
 
@@ -71,7 +71,7 @@ def main() -> None:
         started, found = time.perf_counter(), []
         for index in range(BLOCKS):
             for seed in arguments.seeds:
-                found.append(accuracies(Config(**{"holdout": 1, **fields, "seed": seed}), fold(dataset, index)))
+                found.append(accuracies(of_flags({"data.holdout": 1, **fields, "seed": seed}), fold(dataset, index)))
         clean, verified = np.mean(found, axis=0)
         seconds = (time.perf_counter() - started) / len(found)
         print(f"clean {clean:.1%}  verified {verified:.1%}  {seconds:.0f} s a run  {json.dumps(fields)}", flush=True)

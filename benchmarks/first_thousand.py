@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 from pathlib import Path
 
 import numpy as np
 
 from mixtrain_jax import data
+from mixtrain_jax.config import of_run
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--data-dir", type=Path)
     arguments = parser.parse_args()
-    name = json.loads((arguments.run / "config.json").read_text())["data"]
+    name = of_run(arguments.run).data.name
     ours = data.load(name, arguments.data_dir).test.images
     theirs = np.frombuffer(gzip.decompress(arguments.published.read_bytes()), np.uint8, offset=16).reshape(ours.shape)
     place = {image.tobytes(): i for i, image in enumerate(ours)}

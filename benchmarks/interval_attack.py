@@ -57,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     run = mt.load_run(args.run, tell=lambda line: print(line, file=sys.stderr))
     logits_fn = functools.partial(run.apply, run.params)
-    split = data.load(run.config.data, args.data_dir).test[: args.count].floats()
+    split = data.load(run.config.data.name, args.data_dir).test[: args.count].floats()
     right = np.flatnonzero(np.asarray(jax.jit(logits_fn)(split.images).argmax(-1)) == split.labels)
     split = data.Split(split.images[right], split.labels[right])
     eps = run.eps if args.eps is None else args.eps

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds, data, losses
-from mixtrain_jax.config import Config
-from mixtrain_jax.training.build import method, prepare
+from mixtrain_jax.config import of_flags
+from mixtrain_jax.training.build import measured_by, prepare
 from mixtrain_jax.training.setup import Setup
 from mixtrain_jax.training.state import TrainState
 from mixtrain_jax.training.steps import Batch, LossAndGrad
@@ -43,7 +43,7 @@ def with_sampler(setup: Setup, kind: str) -> Setup:
 
     def worst(params: Any, batch: Batch, eps: jax.Array) -> jax.Array:
         ball = bounds.linf_ball(batch.images, eps, setup.dataset.domain)
-        return bounds.margins(method(config), functools.partial(setup.apply, params))(ball, batch.labels)
+        return bounds.margins(measured_by(setup.objective), functools.partial(setup.apply, params))(ball, batch.labels)
 
     def score(state: TrainState, pool: Batch, eps: jax.Array) -> jax.Array:
         if score_name == "oracle":
@@ -57,7 +57,7 @@ def with_sampler(setup: Setup, kind: str) -> Setup:
         eps = jnp.asarray(setup.eps(state.step))
         scores = score(state, pool, eps)
         share = (1 - UNIFORM) * scores / scores.sum() + UNIFORM / n
-        chosen = jax.random.categorical(step_key, jnp.log(share), shape=(config.robust_examples,))
+        chosen = jax.random.categorical(step_key, jnp.log(share), shape=(config.objective.examples,))
         weight = 1 / (n * share[chosen]) if weighing == "weighed" else jnp.ones(chosen.shape)
         batch = Batch(pool.images[chosen], pool.labels[chosen])
 
@@ -82,9 +82,11 @@ def main() -> None:
         for kind in KINDS:
             found = []
             for seed in arguments.seeds:
-                config = Config(
-                    **{"width": 512, "learning_rate": 0.005, "weight_decay": 0.1, "epochs": 120},
-                    **{"mixing": "convex", "share": 0.5, "holdout": 1, "robust_examples": few, "seed": seed},
+                config = of_flags(
+                    {
+                        **{"model.width": 512, "training.epochs": 120, "data.holdout": 1, "objective.examples": few},
+                        **{"mixing.name": "convex", "mixing.share": 0.5, "seed": seed},
+                    }
                 )
                 blocks = [digits_folds.fold(dataset, i) for i in range(digits_folds.BLOCKS)]
                 setups = [with_sampler(prepare(config, block), kind) for block in blocks]

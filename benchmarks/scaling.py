@@ -44,10 +44,27 @@ RECORD, PAGE = HERE / "scaling.json", HERE.parent / "docs" / "scaling.md"
 COUNTS = (1, 2, 4, 8)
 # Name: arguments of train.py. Certifying is no part of the question.
 RUNS = {
-    "digits, 120 steps": ["digits", "--epochs", "13", "--points", "12"],
-    "mnist_small at 0.3, 430 steps": ["mnist_small_0.3", "--epochs", "1", "--points", "10", "--measure", "500"],
+    "digits, 120 steps": ["digits", "--training.epochs", "13", "--training.points", "12"],
+    "mnist_small at 0.3, 430 steps": [
+        "mnist_small_0.3",
+        "--training.epochs",
+        "1",
+        "--training.points",
+        "10",
+        "--training.measure",
+        "500",
+    ],
 }
-BRIEF = ["--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1", "--curve-examples", "0"]
+BRIEF = [
+    "--certify.bounds",
+    "ibp",
+    "--certify.attack-steps",
+    "1",
+    "--certify.attack-restarts",
+    "1",
+    "--certify.curve-examples",
+    "0",
+]
 PLACES = {"8 devices": (1, 8), "2 processes of 2 devices": (2, 2)}
 
 

@@ -13,7 +13,7 @@ turn within one process, and written to `steps.json`.
 Runs land in OUT/STUDY-DATA/, or OUT/STUDY-DATA-LABEL/; `python benchmarks/results.py OUT/STUDY-DATA/*` puts them on the
 page. A label tells a second study of the same data from the first, such as one of a larger budget:
 
-    python benchmarks/study.py subsampling --data mnist --fields '{"epochs": 20}' --label 20-epochs --data-dir DIR
+    python benchmarks/study.py subsampling --data mnist --fields '{"training.epochs": 20}' --label long --data-dir DIR
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from mixtrain_jax import data, environment
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import Config, of_flags
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.build import prepare
 from mixtrain_jax.training.finish import finish
@@ -45,24 +45,25 @@ WEIGHTS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the robust loss in the w
 # Clean accuracies on training batches that a few epochs can reach.
 TARGETS = {"digits": (0.98, 0.99, 0.995), "mnist": (0.95, 0.96, 0.97, 0.98), "cifar10": (0.4, 0.45, 0.5)}
 TRAINERS: dict[str, dict[str, Any]] = {
-    "standard": {"trainer": "standard"},
-    "pgd-7": {"trainer": "pgd", "train_attack_steps": 7},
-    "pgd-40": {"trainer": "pgd", "train_attack_steps": 40},
-    "robust": {"trainer": "robust"},
-    "mixtrain": {"trainer": "mixtrain"},
+    "standard": {"objective.name": "standard"},
+    "pgd-7": {"objective.name": "pgd", "objective.steps": 7},
+    "pgd-40": {"objective.name": "pgd", "objective.steps": 40},
+    "robust": {"objective.name": "robust"},
+    "mixtrain": {},
 }
-QUICK = {"attack_steps": 20, "attack_restarts": 1, "curve_examples": 0, "points": 5, "checkpoint_seconds": 60.0}
+_QUICK = {
+    **{"certify.attack_steps": 20, "certify.attack_restarts": 1, "certify.curve_examples": 0},
+    **{"training.points": 5, "training.checkpoint_seconds": 60.0, "mixing.name": "convex", "mixing.share": 0.5},
+}
 _CONV = {
-    **QUICK,
-    **{"model": "small", "learning_rate": 2e-3, "weight_decay": 1e-4, "epochs": 5, "mixing": "convex", "share": 0.5},
-    **{"holdout": 5000, "certify": ("ibp", "crown_ibp")},
+    **_QUICK,
+    **{"model.name": "small", "optimizer.learning_rate": 2e-3, "optimizer.weight_decay": 1e-4, "training.epochs": 5},
+    **{"data.holdout": 5000, "certify.bounds": ("ibp", "crown_ibp")},
 }
 BASE = {
-    "digits": Config(
-        **QUICK, width=512, learning_rate=0.005, weight_decay=0.1, epochs=120, mixing="convex", share=0.5, holdout=50
-    ),
-    "mnist": Config(**_CONV, data="mnist"),
-    "cifar10": Config(**_CONV, data="cifar10", eps=2 / 255, crop=2, flip=True),
+    "digits": of_flags({**_QUICK, "model.width": 512, "training.epochs": 120}),
+    "mnist": of_flags({**_CONV, "data.name": "mnist"}),
+    "cifar10": of_flags({**_CONV, "data.name": "cifar10", "threat.eps": 2 / 255, "data.crop": 2, "data.flip": True}),
 }
 
 
@@ -106,14 +107,15 @@ def subsampling(base: Config, bounds: list[str], dataset: data.Dataset, folder: 
     configs = {}
     for bound in bounds:
         # A looser bound than that of training may prove nothing at all.
-        own = dataclasses.replace(base, bound=bound, certify=tuple(dict.fromkeys((*base.certify, bound))))
-        by_share = {str(s): dataclasses.replace(own, robust_examples=base.batch_size // s) for s in SHARES}
+        tried = tuple(dict.fromkeys((*base.certify.bounds, bound)))
+        own, n = of_flags({"objective.bound": bound, "certify.bounds": tried}, base), base.training.batch_size
+        by_share = {str(s): of_flags({"objective.examples": n // s}, own) for s in SHARES}
         cost = costs(folder, bound, by_share, dataset)
         for share, config in by_share.items():
             configs[f"{bound}-{share}-epochs"] = config
             if share != "1":
-                epochs = round(base.epochs * cost["1"] / cost[share])
-                configs[f"{bound}-{share}-time"] = dataclasses.replace(config, epochs=epochs)
+                epochs = round(base.training.epochs * cost["1"] / cost[share])
+                configs[f"{bound}-{share}-time"] = of_flags({"training.epochs": epochs}, config)
     return configs
 
 
@@ -121,13 +123,12 @@ def weights(base: Config, bounds: list[str], dataset: data.Dataset, folder: Path
     """Configs by name: fixed weights, and the two dynamic rules."""
     configs = {}
     for bound in bounds:
-        few = dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // 8)
-        configs |= {f"{bound}-convex-{w}": dataclasses.replace(few, mixing="convex", share=w) for w in WEIGHTS}
-        configs |= {
-            f"{bound}-constrained-{t}": dataclasses.replace(few, mixing="constrained", target=t)
-            for t in TARGETS[base.data]
-        }
-        configs[f"{bound}-authors"] = dataclasses.replace(few, mixing="authors")
+        few = of_flags({"objective.bound": bound, "objective.examples": base.training.batch_size // 8}, base)
+        rules = {f"convex-{w}": {"mixing.name": "convex", "mixing.share": w} for w in WEIGHTS}
+        targets = TARGETS[base.data.name]
+        rules |= {f"constrained-{t}": {"mixing.name": "constrained", "mixing.target": t} for t in targets}
+        rules["staircase"] = {"mixing.name": "staircase"}
+        configs |= {f"{bound}-{name}": of_flags(values, few) for name, values in rules.items()}
     return configs
 
 
@@ -135,11 +136,17 @@ def trainers(base: Config, bounds: list[str], dataset: data.Dataset, folder: Pat
     """Configs by name: every trainer for as many epochs, measured often enough to see when an accuracy is reached."""
     configs = {}
     for bound in bounds:
-        few = dataclasses.replace(base, bound=bound, robust_examples=base.batch_size // 8, points=40)
-        named = {f"{bound}-{name}": dataclasses.replace(few, **fields) for name, fields in TRAINERS.items()}
+        k = base.training.batch_size // 8
+        few = of_flags({"objective.bound": bound, "objective.examples": k, "training.points": 40}, base)
+        named = {f"{bound}-{name}": _bounded(of_flags(values, few), bound) for name, values in TRAINERS.items()}
         costs(folder, bound, named, dataset)
         configs |= named
     return configs
+
+
+def _bounded(config: Config, bound: str) -> Config:
+    """The config with this bound, where its loss has one: a table that is named anew starts from its defaults."""
+    return of_flags({"objective.bound": bound}, config) if "objective.bound" in config.flags() else config
 
 
 STUDIES = {"subsampling": subsampling, "weights": weights, "time": trainers}
@@ -161,19 +168,16 @@ def main() -> None:
     parser.add_argument("--data", choices=list(BASE), default="digits")
     parser.add_argument("--bounds", nargs="+", default=["ibp"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--fields", type=json.loads, default={}, help="JSON object of config fields to change")
+    parser.add_argument("--fields", type=json.loads, default={}, help="JSON object of values to change, by their flags")
     parser.add_argument("--label", help="end of the folder's name")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     folder = arguments.out / "-".join(filter(None, (arguments.study, arguments.data, arguments.label)))
     folder.mkdir(parents=True, exist_ok=True)
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in arguments.fields.items()
-    }
-    base = dataclasses.replace(BASE[arguments.data], **fields)
+    base = of_flags(arguments.fields, BASE[arguments.data])
     with Display() as display:
-        dataset = data.load(base.data, arguments.data_dir, display.progress)
+        dataset = data.load(base.data.name, arguments.data_dir, display.progress)
         configs = STUDIES[arguments.study](base, arguments.bounds, dataset, folder)
         for seed in arguments.seeds:
             for name, config in configs.items():

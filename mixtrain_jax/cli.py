@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from mixtrain_jax import __version__
+from mixtrain_jax import __version__, flat, schema
 from mixtrain_jax import config as config_lib
 from mixtrain_jax.bounds import BoundsError
-from mixtrain_jax.config import Bound, Config
-from mixtrain_jax.errors import MixtrainError
+from mixtrain_jax.bounds.methods import MethodName
+from mixtrain_jax.config import CHOICES, Config
+from mixtrain_jax.errors import ConfigError, MixtrainError
 
 Hosts = tuple[str | None, int | None, int | None]  # coordinator, processes, process
 _USAGE = """usage: mixtrain COMMAND ...
@@ -103,7 +106,7 @@ def judge(arguments: Sequence[str]) -> int:
         norm: Literal["linf", "l2"] = "linf",
         examples: int = 1000,
         attacks: Literal["customary", "quick", "strong"] = "strong",
-        certify: tuple[Bound, ...] = ("ibp", "symbolic", "crown", "alpha_crown"),
+        certify: tuple[MethodName, ...] = ("ibp", "symbolic", "crown", "alpha_crown"),
         skip_proved: bool = False,
         complete: float | None = None,
         curve_examples: int = 100,
@@ -324,17 +327,17 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
     """
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "digits"
     known = ", ".join(config_lib.available(configs))
-    defaults = config_lib.load(name, configs)
+    defaults, tables = _command_line(config_lib.load(name, configs), arguments)
 
     def command(
-        config: Annotated[Config, tyro.conf.arg(name="")] = defaults,
+        config: Annotated[Any, tyro.conf.arg(name="")] = tables,
         workdir: Path | None = None,
         data_dir: Path | None = None,
         coordinator: str | None = None,
         processes: int | None = None,
         process: int | None = None,
         profile: bool = False,
-    ) -> tuple[Config, Path | None, Path | None, Hosts, bool]:
+    ) -> tuple[Any, Path | None, Path | None, Hosts, bool]:
         """Train a network, and prove how robust it is.
 
         Args:
@@ -351,16 +354,57 @@ def parse(arguments: list[str], configs: Path) -> tuple[Config, Path, Path | Non
         """
         return config, workdir, data_dir, (coordinator, processes, process), profile
 
-    config, workdir, data_dir, hosts, profile = tyro.cli(
+    given, workdir, data_dir, hosts, profile = tyro.cli(
         command,
         prog=f"{Path(sys.argv[0]).name} [NAME]",
         description=(
             "Train a network, and prove how robust it is.\n\n"
             f"NAME is an experiment in {configs.name}/ ({known}) or a path to a .toml file; 'digits' by default. "
-            f"Every field of it can be overridden. {_EXIT_CODES}"
+            f"Every value of its tables can be overridden. {_EXIT_CODES}"
         ),
         args=arguments,
         config=(tyro.conf.FlagConversionOff,),
     )
+    config = config_lib.of_tables(dataclasses.asdict(given), defaults)
     workdir = workdir or Path("runs") / f"{Path(name).name.removesuffix('.toml')}-{config.digest()}"
     return config, workdir, data_dir, hosts, profile
+
+
+def _command_line(config: Config, arguments: list[str]) -> tuple[Config, Any]:
+    """The config with the tables that the arguments choose, and a dataclass of its values, for options and their help.
+
+    Raises:
+      ConfigError: where there is no table of a name, or where a flag is one of version 0.1.
+    """
+    chosen: dict[str, dict[str, str]] = {}
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = argument.partition("=")
+        field = flag.removeprefix("--").replace("-", "_")
+        if flag != field and field in flat.FLAGS:
+            raise ConfigError(f"There is no option {flag}; it is --{flat.FLAGS[field].replace('_', '-')} now.")
+        if field in {f"{table}.name" for table in CHOICES}:
+            chosen[field.removesuffix(".name")] = {"name": value if equals else following}
+    config = config_lib.of_tables(chosen, config)
+    tables = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    made = [
+        (name, _options(config, name, table) if dataclasses.is_dataclass(table) else table) for name, table in tables
+    ]
+    help_of = schema.documentation(config)
+    fields = [(name, _described(type(x), help_of[name]), x) for name, x in made]
+    return config, dataclasses.make_dataclass("Tables", fields, frozen=True)()
+
+
+def _options(config: Config, name: str, table: Any) -> Any:
+    """A dataclass of the values of a table, its name first where it has one."""
+    fields: list[tuple[str, Any, Any]] = []
+    if choice := CHOICES.get(name):
+        words = f"Which one: {', '.join(choice.members)}, or package.module:Class, a dataclass of your own."
+        fields = [("name", _described(str, words), config.name_of(name))]
+    documented = schema.documentation(table)
+    for field, hint in schema.hints(table).items():
+        fields.append((field, _described(hint, documented.get(field, "")), schema.flatten(table)[field]))
+    return dataclasses.make_dataclass(name.title(), fields, frozen=True)()
+
+
+def _described(kind: Any, text: str) -> Any:
+    return Annotated[kind, tyro.conf.arg(help=text)]

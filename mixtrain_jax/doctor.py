@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixtrain_jax import __version__, image_table
+from mixtrain_jax import __version__, flat, image_table
 from mixtrain_jax.checkpoints import read
-from mixtrain_jax.config import Config, of_run
+from mixtrain_jax.config import of_run
 from mixtrain_jax.errors import MixtrainError, first_line
 from mixtrain_jax.fingerprints import fingerprint, sha256_of_files
 
@@ -92,11 +92,17 @@ def _config(folder: Path, known: _Known) -> Iterator[Finding]:
         raise MixtrainError(
             f"{error} Use the version of the package that wrote it, or train in another folder."
         ) from error
-    late = [field.name for field in dataclasses.fields(Config) if field.name not in json.loads(content)]
-    if late:
+    values = json.loads(content)
+    if flat.is_flat(values):
+        yield Finding("note", "config.json", "of version 0.1; it is read as the tables of today.")
+        return
+    there = {f"{table}.{name}" for table, inner in values.items() if isinstance(inner, dict) for name in inner}
+    if late := [flag for flag in config.flags() if flag not in there | values.keys()]:
         yield Finding("note", "config.json", f"of an earlier version; defaults are taken for {', '.join(late)}.")
     else:
-        yield Finding("ok", "config.json", f"{config.data}, {config.model}, trained by {config.trainer}")
+        yield Finding(
+            "ok", "config.json", f"{config.data.name}, {config.model.name}, trained by {config.name_of('objective')}"
+        )
 
 
 def _lock(folder: Path, known: _Known) -> Iterator[Finding]:

@@ -202,7 +202,7 @@ def load(source: Source, display: Display) -> Subject:
     folder = Path(source.model)
     if _is_run(source):
         run = load_run(folder, tell=display.note)
-        dataset = data.load(source.data or run.config.data, source.data_dir, display.progress)
+        dataset = data.load(source.data or run.config.data.name, source.data_dir, display.progress)
         return Subject(run.apply, run.params, folder.name, dataset, run.eps)
     assert source.data is not None  # it is checked
     dataset = data.load(source.data, source.data_dir, display.progress)

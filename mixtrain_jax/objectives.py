@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from mixtrain_jax.losses import Attacked, Bounded, Clean, Loss
+from mixtrain_jax.schema import Choice, Range, changed
 
 
 class Term(NamedTuple):
@@ -35,6 +37,65 @@ Objective = Mapping[str, Term]
 """Terms by name, the reference first: the one that the mixing rule weighs the others against."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A loss, the examples that carry it, and whether the clean loss of every example stands beside it.
+
+    Attributes:
+      loss: its fields are fields of the table.
+      clean: Whether the clean loss of every example is the other term.
+      examples: k: examples of a batch that carry the loss; 0 for all; 0 to batch_size.
+      pool: Where the k examples come from: each step's own batch, or a subset of the training examples drawn each
+        epoch.
+      replace: Draw the k examples with replacement, as the authors of MixTrain do.
+      probability: Share of the steps that have the loss (the authors' code: 0.8; 0 trains without it); 0 to 1.
+      microbatch: Examples whose loss is computed at a time, on each device: fewer take less memory; 0 for what is fast,
+        on CPU a few, elsewhere all; 0 to 1000000.
+    """
+
+    loss: Any  # a Loss; its class says which fields there are
+    clean: bool = True
+    examples: Annotated[int, Range(0, 10**6)] = 0
+    pool: Literal["batch", "epoch"] = "batch"
+    replace: bool = False
+    probability: Annotated[float, Range(0, 1)] = 1.0
+    microbatch: Annotated[int, Range(0, 10**6)] = 0
+
+    def objective(self, dtype: str = "float32") -> Objective:
+        """The terms; those without sound bounds compute in `dtype`."""
+        term = Term(
+            self.loss,
+            examples=self.examples or None,
+            replace=self.replace and self.pool == "batch",
+            probability=self.probability,
+            dtype="float32" if self.loss.method else dtype,
+            microbatch=self.microbatch or None,
+        )
+        terms = {"clean": Term(Clean(), dtype=dtype)} if self.clean else {}
+        return {**terms, self.loss.name: term}
+
+
+RECIPES = Choice(
+    {
+        "mixtrain": Recipe(Bounded(), examples=16),  # Wang et al., arXiv 1811.02625
+        "robust": Recipe(Bounded()),
+        "standard": Recipe(Clean(), clean=False),
+        "pgd": Recipe(Attacked(), clean=False),
+    },
+    wrap=Recipe,
+)
+"""Recipes by the name that a config has for them."""
+
+
+def recipe(name: str, **values: Any) -> Recipe:
+    """A recipe by its name in `RECIPES` or the import path of its loss, with other values.
+
+    Raises:
+      ConfigError: where there is none of that name, or it has no such field.
+    """
+    return changed(RECIPES.named("objective", name), values, "objective")
+
+
 def present(objective: Objective, seed: int, step: int) -> dict[str, bool]:
     """Which terms a step has, a pure function of the seed and the step."""
 
@@ -44,33 +105,3 @@ def present(objective: Objective, seed: int, step: int) -> dict[str, bool]:
         return bool(np.random.default_rng([seed, step, number]).random() < share)
 
     return {name: has(number, term.probability) for number, (name, term) in enumerate(objective.items())}
-
-
-def standard(dtype: str = "float32") -> Objective:
-    """Standard training: the clean loss alone."""
-    return {"clean": Term(Clean(), dtype=dtype)}
-
-
-def pgd(steps: int = 7, dtype: str = "float32") -> Objective:
-    """Adversarial training: the loss at attacked images alone."""
-    return {"attacked": Term(Attacked(steps), dtype=dtype)}
-
-
-def robust(bound: str = "ibp", dtype: str = "float32") -> Objective:
-    """Verifiable training: the clean and the sound loss of every example."""
-    return mixtrain(bound, None, dtype=dtype)
-
-
-def mixtrain(
-    bound: str = "ibp",
-    examples: int | None = 16,
-    *,
-    replace: bool = False,
-    probability: float = 1.0,
-    dtype: str = "float32",
-) -> Objective:
-    """MixTrain (Wang et al., arXiv 1811.02625): the clean loss of every example, the sound loss of a random few."""
-    return {
-        "clean": Term(Clean(), dtype=dtype),
-        "robust": Term(Bounded(bound), examples=examples, replace=replace, probability=probability),
-    }

@@ -48,13 +48,15 @@ def load_run(path: str | Path, *, tell: Callable[[str], None] = lambda line: Non
     """
     folder = Path(path).absolute()
     config = of_run(folder)
-    known = data.signature(config.data)
-    network = models.build(config.model, classes=known.classes, width=config.width, normalization=known.normalization)
+    known = data.signature(config.data.name)
+    network = models.build(
+        config.model.name, classes=known.classes, width=config.model.width, normalization=known.normalization
+    )
     image = jax.ShapeDtypeStruct((1, *known.shape), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), image)
     step = np.int64(0)
     wanted = {"state": {"params": params}, "best": {"step": step, "params": params}}
-    if config.choose != "best":
+    if config.training.choose != "best":
         del wanted["best"]
     found = checkpoints.load(folder / "checkpoints", wanted, tell)
     if found is None:
@@ -62,4 +64,4 @@ def load_run(path: str | Path, *, tell: Callable[[str], None] = lambda line: Non
     best = found.get("best", {"step": 0})
     chosen = best if best["step"] else found["state"]
     params = jax.tree.map(jnp.asarray, chosen["params"])
-    return Run(models.pure_apply(network), params, config, known.domain, config.eps)
+    return Run(models.pure_apply(network), params, config, known.domain, config.threat.eps)

@@ -11,9 +11,9 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from experiments import experiment
 
 from mixtrain_jax import parallel
-from mixtrain_jax.config import Config
 from mixtrain_jax.fingerprints import fingerprint
 from mixtrain_jax.training.build import prepare
 from mixtrain_jax.training.measure import make_measure
@@ -33,7 +33,7 @@ def ended(fields, count, parts=((0, STEPS),)):
     """
     counts, state = [count] * len(parts) if isinstance(count, int) else count, None
     for count, (first, last) in zip(counts, parts, strict=True):
-        setup = prepare(Config(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:count]))
+        setup = prepare(experiment(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:count]))
         state = setup.initial if state is None else parallel.put(parallel.fetch(state), setup.mesh, "replicated")
         state = jax.tree.map(jnp.copy, state)
         for _, dispatch in dispatches(setup, state, first, last):

@@ -9,31 +9,19 @@ from pathlib import Path
 
 import program
 import pytest
+from experiments import options
 
-from mixtrain_jax import cli
-from mixtrain_jax.config import Config
+from mixtrain_jax import cli, mixing
+from mixtrain_jax.config import Config, of_flags
 from mixtrain_jax.doctor import examine
 from mixtrain_jax.errors import ConfigError, MixtrainError
+from mixtrain_jax.objectives import recipe
 from mixtrain_jax.training.rundir import RunDir
 
 CONFIGS = program.ROOT / "configs"
-TINY = [
-    "--holdout",
-    "97",
-    "--epochs",
-    "3",
-    "--width",
-    "16",
-    "--robust-examples",
-    "8",
-    "--attack-steps",
-    "3",
-    "--attack-restarts",
-    "1",
-    "--points",
-    "3",
-]
-TINY += ["--certify", "ibp", "crown_ibp"]
+TINY = {"data.holdout": 97, "training.epochs": 3, "model.width": 16, "objective.examples": 8}
+TINY |= {"certify.attack_steps": 3, "certify.attack_restarts": 1, "training.points": 3}
+TINY |= {"certify.bounds": ("ibp", "crown_ibp")}
 
 
 def flag(name):
@@ -43,14 +31,14 @@ def flag(name):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, program.run(*TINY, "--workdir", workdir)
+    return workdir, program.run(*options(TINY), "--workdir", workdir)
 
 
 def test_help_lists_every_field():
     done = program.run("--help")
     assert done.returncode == 0
-    for field in dataclasses.fields(Config):
-        assert f"{flag(field.name)} " in done.stdout
+    for name in Config().flags():
+        assert f"{flag(name)} " in done.stdout
     for words in ("--workdir", "digits", "Exit codes: 0 done", "75 preempted"):
         assert words in done.stdout
 
@@ -67,19 +55,24 @@ def test_an_unknown_flag_exits_with_2_and_comes_with_the_nearest():
     done = program.run("--learning-rat", "1")
     assert done.returncode == 2
     assert "Perhaps you meant" in done.stderr
-    assert "--learning-rate" in done.stderr
+    assert "--optimizer.learning-rate" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["digist"], r"train\.py: There is no config 'digist'; did you mean 'digits'"),
-        (["--eps", "-1"], r"train\.py: eps must be a number, 0 to 1; got -1\.0\."),
-        (["--eps", "nan"], r"train\.py: eps must be a number"),
-        (["--width", "many"], "--width"),
-        (["--model", "rnn"], "--model"),
-        (["--certify"], "certify"),
-        (["--robust-examples", "200"], r"train\.py: robust_examples must be at most batch_size"),
+        (["--threat.eps", "-1"], r"train\.py: threat\.eps must be a number, 0 to 1; got -1\.0\."),
+        (["--threat.eps", "nan"], r"train\.py: threat\.eps must be a number"),
+        (["--model.width", "many"], "--model.width"),
+        (["--model.name", "rnn"], "--model.name"),
+        (["--model", "rnn"], r"There is no option --model; it is --model\.name now"),
+        (["--robust-examples=3"], r"There is no option --robust-examples; it is --objective\.examples now"),
+        (["--objective.name", "sabre"], r"objective\.name must be one of mixtrain, .*; got 'sabre'"),
+        (["--objective.name=json:JSONEncoder"], r"json:JSONEncoder must be a frozen dataclass"),
+        (["--mixing.name", "nosuch.module:Rule"], r"mixing\.name: nosuch\.module:Rule cannot be imported"),
+        (["--certify.bounds"], "certify"),
+        (["--objective.examples", "200"], r"train\.py: objective\.examples must be at most training\.batch_size"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -93,19 +86,39 @@ def test_bad_arguments_exit_with_2_and_one_message(arguments, message):
 
 def test_fields_are_overridden_one_by_one():
     config, *_ = cli.parse(
-        ["digits", "--eps", "0.2", "--replace", "True", "--certify", "ibp", "crown", "--seed", "7"], CONFIGS
+        [
+            "digits",
+            "--threat.eps",
+            "0.2",
+            "--objective.replace",
+            "True",
+            "--certify.bounds",
+            "ibp",
+            "crown",
+            "--seed",
+            "7",
+        ],
+        CONFIGS,
     )
-    assert config == dataclasses.replace(
-        cli.parse([], CONFIGS)[0], eps=0.2, replace=True, certify=("ibp", "crown"), seed=7
+    values = {"threat.eps": 0.2, "objective.replace": True, "certify.bounds": ("ibp", "crown"), "seed": 7}
+    assert config == of_flags(values, cli.parse([], CONFIGS)[0])
+
+
+def test_a_name_on_the_command_line_brings_its_own_options():
+    config, *_ = cli.parse(
+        ["digits", "--objective.steps", "3", "--objective.name", "pgd", "--mixing.name=convex"], CONFIGS
     )
+    assert config.objective == recipe("pgd", steps=3)
+    assert config.mixing == mixing.Convex()
+    assert config.training == cli.parse([], CONFIGS)[0].training
 
 
 def test_the_folder_is_named_after_the_config_and_its_digest(tmp_path):
-    config, workdir, *_ = cli.parse(["--eps", "0.2"], CONFIGS)
+    config, workdir, *_ = cli.parse(["--threat.eps", "0.2"], CONFIGS)
     assert workdir.as_posix() == f"runs/digits-{config.digest()}"
-    (tmp_path / "mine.toml").write_text("eps = 0.25")
+    (tmp_path / "mine.toml").write_text("[threat]\neps = 0.25")
     config, workdir, *_ = cli.parse([str(tmp_path / "mine.toml")], CONFIGS)
-    assert (config.eps, workdir.as_posix()) == (0.25, f"runs/mine-{config.digest()}")
+    assert (config.threat.eps, workdir.as_posix()) == (0.25, f"runs/mine-{config.digest()}")
     assert cli.parse(["--workdir", str(tmp_path)], CONFIGS)[1] == tmp_path
 
 
@@ -118,7 +131,7 @@ def test_a_run_ends_well_and_leaves_a_complete_folder(finished):
         "curve.json",
     }
     config = json.loads((workdir / "config.json").read_text())
-    assert config["width"] == 16
+    assert config["model"]["width"] == 16
     assert list(config) == [field.name for field in dataclasses.fields(Config)]
     assert [int(path.name) for path in (workdir / "checkpoints").iterdir()] == [28]
 
@@ -164,7 +177,7 @@ def test_lines_are_plain_outside_a_terminal(finished):
 def test_the_same_command_again_tells_the_result_without_training(finished):
     workdir, first = finished
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
-    again = program.run(*TINY, "--workdir", workdir)
+    again = program.run(*options(TINY), "--workdir", workdir)
     assert again.returncode == 0
     assert "has ended already" in again.stdout
     table = first.stdout[first.stdout.index("500 test images, l-inf") :]
@@ -267,9 +280,9 @@ def test_damaged_rows_are_left_out_and_a_damaged_summary_is_an_error(tmp_path):
 
 def test_another_config_in_the_same_folder_exits_with_2_naming_the_field(finished):
     workdir, _ = finished
-    done = program.run(*TINY, "--workdir", workdir, "--width", "17")
+    done = program.run(*options(TINY), "--workdir", workdir, "--model.width", "17")
     assert done.returncode == 2
-    assert "holds a run of another config (width 16 there, 17 now). Choose another --workdir." in done.stderr
+    assert "holds a run of another config (model.width 16 there, 17 now). Choose another --workdir." in done.stderr
     assert program.summary(workdir)["seed"] == 0
 
 
@@ -278,7 +291,7 @@ def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
         lock.write("process 123 on elsewhere\n")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = program.run(*TINY, "--workdir", tmp_path)
+        done = program.run(*options(TINY), "--workdir", tmp_path)
     assert done.returncode == 1
     assert f"Another run holds {tmp_path} (process 123 on elsewhere)." in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -286,7 +299,7 @@ def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
 
 def test_a_workdir_that_is_a_file_exits_with_2(tmp_path):
     (tmp_path / "file").write_text("")
-    done = program.run(*TINY, "--workdir", tmp_path / "file")
+    done = program.run(*options(TINY), "--workdir", tmp_path / "file")
     assert done.returncode == 2
     assert "Choose another --workdir" in done.stderr
     assert "Traceback" not in done.stderr
@@ -302,14 +315,14 @@ def test_a_workdir_with_a_nul_is_an_error(tmp_path):
 
 def test_a_folder_in_place_of_the_config_is_an_error(tmp_path):
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(ConfigError, match=r"config\.json: Is a directory"), RunDir(tmp_path).opened(Config()):
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read \(Is a dir"), RunDir(tmp_path).opened(Config()):
         pass
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null"])
 def test_a_damaged_config_in_the_folder_exits_with_2(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    done = program.run(*TINY, "--workdir", tmp_path)
+    done = program.run(*options(TINY), "--workdir", tmp_path)
     assert done.returncode == 2
     assert "config.json is damaged" in done.stderr
     assert "Traceback" not in done.stderr
@@ -317,8 +330,9 @@ def test_a_damaged_config_in_the_folder_exits_with_2(tmp_path, content):
 
 def test_the_convolutional_network_runs_from_a_config_file_anywhere(tmp_path):
     (tmp_path / "small.toml").write_text(
-        'model = "small"\nwidth = 4\nbound = "ibp"\nepochs = 1\nrobust_examples = 2\npoints = 1\n'
-        'attack_steps = 1\nattack_restarts = 1\ncertify = ["ibp"]\nmixing = "authors"\nrobust_probability = 0.5\n'
+        'model = {name = "small", width = 4}\nobjective = {bound = "ibp", examples = 2, probability = 0.5}\n'
+        'training = {epochs = 1, points = 1}\nmixing.name = "staircase"\n'
+        'certify = {bounds = ["ibp"], attack_steps = 1, attack_restarts = 1}\n'
     )
     done = program.run("small.toml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ import program
 import pytest
 
 from mixtrain_jax import data
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import Data
 from mixtrain_jax.data import stream as stream_lib
 from mixtrain_jax.data import tfds as reader
 from mixtrain_jax.data.imagenet200 import official
@@ -698,7 +698,7 @@ def test_load_streams_imagenet_and_certifies_its_validation_split(tmp_path, comm
 
 
 def test_every_prepared_set_can_be_asked_for_and_the_other_way_round():
-    assert set(get_args(get_type_hints(Config)["data"])) == {"digits", *data.PREPARED}
+    assert set(get_args(get_type_hints(Data)["name"])) == {"digits", *data.PREPARED}
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path):

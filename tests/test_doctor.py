@@ -373,12 +373,12 @@ def test_an_ended_run_without_its_results_is_a_fault(run, name):
 
 
 def test_a_config_of_another_version_is_told(run):
-    edited(run / "config.json", bad_steps=-1)
-    assert "bad_steps must be a number" in told(run, "fault")["config.json"]
+    edited(run / "config.json", training={"bad_steps": -1})
+    assert "training.bad_steps must be a number" in told(run, "fault")["config.json"]
     config = Config().to_json()
-    del config["bad_steps"]
+    del config["training"]["bad_steps"]
     (run / "config.json").write_text(json.dumps(config))
-    assert "defaults are taken for bad_steps" in told(run, "note")["config.json"]
+    assert "defaults are taken for training.bad_steps" in told(run, "note")["config.json"]
     (run / "config.json").write_text(json.dumps({**config, "novel": 1}))
     assert "unknown field 'novel'" in told(run, "fault")["config.json"]
 

@@ -10,6 +10,7 @@ import zipfile
 import blocks
 import program
 import pytest
+from experiments import options
 
 DOCUMENTS = [program.ROOT / "README.md", *sorted((program.ROOT / "docs").glob("*.md"))]
 BLOCKS = [(path.name, line) for path in DOCUMENTS for line, _ in blocks.blocks(path)]
@@ -57,10 +58,23 @@ def test_a_wheel_trains_in_an_empty_folder(wheel, tmp_path):
     (points,) = wheel.glob("*.dist-info/entry_points.txt")
     module, function = re.search(r"^mixtrain = (\S+):(\S+)$", points.read_text(), re.MULTILINE).groups()
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); from {module} import {function}; {function}()"
-    options = ["--epochs", "1", "--width", "4", "--attack-steps", "1", "--attack-restarts", "1", "--points", "1"]
+    tiny = {"training.epochs": 1, "model.width": 4, "certify.attack_steps": 1, "certify.attack_restarts": 1}
+    tiny |= {"training.points": 1}
     environment = {**program.environment(), "PYTHONPATH": str(wheel)}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, "train", "digits", *options, "--certify", "ibp", "--curve-examples", "0"],
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            code,
+            "train",
+            "digits",
+            *options(tiny),
+            "--certify.bounds",
+            "ibp",
+            "--certify.curve-examples",
+            "0",
+        ],
         **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True},
     )
     assert done.returncode == 0, done.stderr

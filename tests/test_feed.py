@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments import experiment
 
-from mixtrain_jax.config import Config
 from mixtrain_jax.data import Split, Streamed
 from mixtrain_jax.data.order import batch_indices, subset_indices
 from mixtrain_jax.training.feed import augment, make_feed
@@ -22,7 +22,7 @@ def split():
 
 
 def config(**fields):
-    return Config(**{"batch_size": 8, "robust_examples": 2, **fields})
+    return experiment(**{"batch_size": 8, "robust_examples": 2, **fields})
 
 
 def collected(feed, first, last):

@@ -11,14 +11,16 @@ import jax
 import numpy as np
 import program
 import pytest
+from experiments import options
 
 from mixtrain_jax import checkpoints, parallel
 from mixtrain_jax.errors import ConfigError
 from mixtrain_jax.training.signals import Stop
 
-TINY = ["--epochs", "8", "--width", "8", "--bound", "ibp", "--batch-size", "50", "--robust-examples", "5"]
-TINY += ["--checkpoint-seconds", "0.2", "--holdout", "97", "--points", "8", "--certify", "ibp", "--attack-steps", "1"]
-TINY += ["--attack-restarts", "1", "--curve-examples", "0"]
+TINY = {"training.epochs": 8, "model.width": 8, "objective.bound": "ibp", "training.batch_size": 50}
+TINY |= {"objective.examples": 5, "training.checkpoint_seconds": 0.2, "data.holdout": 97, "training.points": 8}
+TINY |= {"certify.bounds": "ibp", "certify.attack_steps": 1, "certify.attack_restarts": 1}
+TINY |= {"certify.curve_examples": 0}
 TOTAL = 192
 CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 
@@ -40,7 +42,7 @@ def steps_saved(workdir):
 def two_that_train(workdir):
     """Two processes that have saved a checkpoint of their own."""
     before = max(steps_saved(workdir), default=0)
-    processes = program.start_two(*TINY, "--workdir", workdir)
+    processes = program.start_two(*options(TINY), "--workdir", workdir)
     deadline = time.monotonic() + program.LIMIT
     while max(steps_saved(workdir), default=0) <= before:
         assert all(process.poll() is None for process in processes), outcomes(processes)
@@ -60,7 +62,7 @@ def rows(workdir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return workdir, outcomes(program.start_two(*TINY, "--workdir", workdir))
+    return workdir, outcomes(program.start_two(*options(TINY), "--workdir", workdir))
 
 
 def test_the_first_process_speaks_and_writes_for_both(uninterrupted):
@@ -91,14 +93,14 @@ def test_a_signal_to_one_and_the_death_of_one_change_nothing(uninterrupted, tmp_
     assert saved < TOTAL
     shutil.copytree(workdir, tmp_path / "copy")
 
-    (code, out, err), _ = outcomes(program.start_two(*TINY, "--workdir", workdir))
+    (code, out, err), _ = outcomes(program.start_two(*options(TINY), "--workdir", workdir))
     assert (code, err) == (0, "")
     assert f"Going on from step {saved} of {TOTAL}." in out
     assert hashes(workdir) == hashes(uninterrupted[0])
     assert rows(workdir) == rows(uninterrupted[0])
 
     # One process with one device goes on from there, too, and from the start it would have come as far.
-    done = program.run(*TINY, "--workdir", tmp_path / "copy")
+    done = program.run(*options(TINY), "--workdir", tmp_path / "copy")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Going on from step {saved} of {TOTAL}." in done.stdout
     one, two = (checkpoints.read(x / "checkpoints", TOTAL) for x in (tmp_path / "copy", uninterrupted[0]))
@@ -111,7 +113,7 @@ def test_what_stops_the_first_process_stops_both_with_its_word(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on another\n")
     with open(tmp_path / ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = outcomes(program.start_two(*TINY, "--workdir", tmp_path))
+        found = outcomes(program.start_two(*options(TINY), "--workdir", tmp_path))
     message = f"train.py: Another run holds {tmp_path} (process 1 on another). "
     assert [(code, err.startswith(message)) for code, _, err in found] == [(1, True)] * 2
 
@@ -121,7 +123,7 @@ import sys
 import jax
 import numpy as np
 from mixtrain_jax import parallel
-from mixtrain_jax.config import Config
+from mixtrain_jax import config as config_lib
 from mixtrain_jax.data import Split, Streamed
 from mixtrain_jax.training.feed import make_feed
 
@@ -135,7 +137,8 @@ def take(rows):
     read.append(len(rows))
     return split.take(rows)
 
-config = Config(batch_size=10, robust_examples=3, subsample="epoch", crop=1, flip=True)
+flags = {"training.batch_size": 10, "objective.examples": 3, "objective.pool": "epoch", "data.crop": 1}
+config = config_lib.of_flags({**flags, "data.flip": True})
 feeds = [make_feed(config, source, jax.random.key(3)) for source in (split, Streamed(take, 0, 40, 16))]
 resident, streamed = (parallel.fetch(list(feed(0, 4))) for feed in feeds)
 jax.tree.map(np.testing.assert_array_equal, resident, streamed)

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import onnx
 import pytest
+from experiments import experiment, options
 from onnx import TensorProto, helper, numpy_helper
 
 import mixtrain_jax as mt
 from mixtrain_jax import certify, cli, data, foreign, judging, models
 from mixtrain_jax.certify import certificates as files
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import of_tables
 from mixtrain_jax.doctor import examine
 from mixtrain_jax.errors import CheckpointError, ModelError
 from mixtrain_jax.fingerprints import fingerprint
@@ -26,14 +27,18 @@ from mixtrain_jax.training.build import prepare
 from mixtrain_jax.training.resume import untrained
 
 QUICK = ["--attacks", "customary", "--certify", "ibp", "--curve-examples", "0", "--examples", "40"]
-TINY = ["--epochs", "4", "--width", "16", "--attack-steps", "2", "--attack-restarts", "1", "--points", "2"]
+TINY = {"training.epochs": 4, "model.width": 16, "certify.attack_steps": 2, "certify.attack_restarts": 1}
+TINY |= {"training.points": 2}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judging")
     with jax.numpy_dtype_promotion("standard"):  # which optax wants
-        assert cli.main(["train", "digits", *TINY, "--certify", "ibp", "--workdir", str(folder / "run")]) == 0
+        assert (
+            cli.main(["train", "digits", *options(TINY), "--certify.bounds", "ibp", "--workdir", str(folder / "run")])
+            == 0
+        )
     return folder / "run"
 
 
@@ -162,7 +167,7 @@ def test_a_run_is_loaded_in_python_without_its_data(trained, monkeypatch):
     before = sorted(trained.rglob("*"))
     found = mt.load_run(trained)
     assert sorted(trained.rglob("*")) == before
-    assert (found.eps, found.domain, found.config.width) == (0.1, (0.0, 1.0), 16)
+    assert (found.eps, found.domain, found.config.model.width) == (0.1, (0.0, 1.0), 16)
     assert fingerprint(found.params) == json.loads((trained / "summary.json").read_text())["params_sha256"]
     ball = mt.linf_ball(np.full((2, 8, 8, 1), 0.5, np.float32), found.eps, found.domain)
     assert mt.ibp(found.apply)(found.params, ball).lower.shape == (2, 10)
@@ -171,7 +176,7 @@ def test_a_run_is_loaded_in_python_without_its_data(trained, monkeypatch):
 @pytest.mark.parametrize(("name", "shape"), [("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3)), ("digits", (8, 8, 1))])
 @pytest.mark.parametrize("best", [0, 7])
 def test_what_a_run_chose_is_loaded_for_every_data_set(name, shape, best, tmp_path):
-    config = Config(data=name, model="mlp", width=3, choose="best" if best else "last")
+    config = experiment(data=name, model="mlp", width=3, choose="best" if best else "last")
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         mt.load_run(tmp_path)
@@ -198,11 +203,11 @@ def test_a_run_of_another_version_is_judged_by_its_parameters(trained, tmp_path)
     """Its config lacks a field, and its checkpoint holds another state of training."""
     shutil.copytree(trained, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    del config["bad_steps"]
+    del config["training"]["bad_steps"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     folder = tmp_path / "run" / "checkpoints"
     with jax.numpy_dtype_promotion("standard"):
-        setup = prepare(Config(**{**config, "certify": tuple(config["certify"])}))
+        setup = prepare(of_tables(config))
     saved = Checkpoints(folder).restore(untrained(setup), pytest.fail)
     shutil.rmtree(folder)
     others = {name: getattr(saved.state, name) for name in ("params", "mix_state")}

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import small_networks as networks
+from experiments import experiment
 
 import mixtrain_jax as mt
 from mixtrain_jax.attacks import (
@@ -27,7 +28,6 @@ from mixtrain_jax.attacks import (
 )
 from mixtrain_jax.attacks.gradients import finite, value_and_gradient
 from mixtrain_jax.bounds.alpha_crown import _ascend
-from mixtrain_jax.config import Config
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training.build import prepare
 from mixtrain_jax.training.finish import finish
@@ -125,7 +125,7 @@ def test_they_raise_a_flag_with_their_share(kind):
 def test_a_run_says_that_its_attacks_missed_some_pixels(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # which optax wants
         fields = {"width": 4, "certify": ("ibp",), "attack_steps": 1, "attack_restarts": 1, "curve_examples": 0}
-        setup = prepare(Config(**fields))
+        setup = prepare(experiment(**fields))
         setup = setup._replace(apply=lambda params, x, apply=setup.apply: apply(params, jnp.sqrt(x)))
         folder, saved = RunDir(tmp_path), untrained(setup)
         folder.append_metrics({**log_row(setup, saved.state, (0.0, 0.0), 0), "clean_loss": 1.0})

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import small_networks as networks
+from experiments import experiment
 from jax.sharding import PartitionSpec
 
 import mixtrain_jax as mt
@@ -16,7 +17,6 @@ from mixtrain_jax import certify, losses, mixing, parallel, subsample
 from mixtrain_jax.attacks import pgd
 from mixtrain_jax.certify import Threat
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
 from mixtrain_jax.losses import Values
 from mixtrain_jax.objectives import Term
 from mixtrain_jax.report.display import Display
@@ -49,7 +49,7 @@ def mesh_of(count):
 
 @functools.cache
 def prepared(count, **fields):
-    return prepare(Config(**{**TINY, **fields}), mesh=mesh_of(count))
+    return prepare(experiment(**{**TINY, **fields}), mesh=mesh_of(count))
 
 
 def trained(setup, first=0, last=STEPS, state=None):

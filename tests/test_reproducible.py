@@ -12,10 +12,10 @@ import numpy as np
 import program
 import pytest
 import reproducing
+from experiments import experiment
 from reproducing import STEPS, ended
 
 from mixtrain_jax import parallel
-from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError
 
 POOL = {"subsample": "epoch", "flip": True, "crop": 1, "replace": True}
@@ -100,4 +100,4 @@ def test_sums_of_microbatches_are_in_their_order_whatever_the_devices(count):
 )
 def test_microbatches_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        Config(**fields)
+        experiment(**fields)

@@ -6,9 +6,9 @@ import math
 import judged
 import pytest
 import results
+from experiments import experiment
 from results_page import numbers, records, studies
 
-from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError, MixtrainError
 
 DIGITS = {"data": "digits", "epochs": 100, "batch_size": 16, "robust_examples": 16, "certify": ("ibp",)}
@@ -16,7 +16,7 @@ DIGITS = {"data": "digits", "epochs": 100, "batch_size": 16, "robust_examples": 
 
 def write_run(folder, clean=0.9, verified=0.7, seconds=10.0, curve=((5, 0.5), (10, 0.7)), **fields):
     """A finished run folder."""
-    config = Config(**{**DIGITS, **fields})
+    config = experiment(**{**DIGITS, **fields})
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
     rows = [
@@ -28,9 +28,9 @@ def write_run(folder, clean=0.9, verified=0.7, seconds=10.0, curve=((5, 0.5), (1
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = {
-        **{"clean_accuracy": clean, "attacked_accuracy": 0.8, "verified_accuracy": verified, "eps": config.eps},
+        **{"clean_accuracy": clean, "attacked_accuracy": 0.8, "verified_accuracy": verified, "eps": config.threat.eps},
         **{"method": "ibp", "attack": "PGD 20 steps x 1 starts", "seconds": seconds, "certify_seconds": 1.0},
-        **{"seed": config.seed, "test_examples": records.TEST_EXAMPLES[config.data], "verified_by": {"ibp": 350}},
+        **{"seed": config.seed, "test_examples": records.TEST_EXAMPLES[config.data.name], "verified_by": {"ibp": 350}},
         **{"params_sha256": "ab" * 32, "state_sha256": "cd" * 32},
         **{"versions": {"python": "3.11.7", "jax": "0.10.2"}, "device": "cpu (cpu), 2 host cores"},
     }
@@ -115,14 +115,14 @@ def test_records_are_added_replaced_and_dropped_with_their_config(tmp_path, docs
     assert "Dropped" not in capsys.readouterr().out
     page(write_run(tmp_path / "other" / "digits-00000002", seed=1, epochs=7))
     [kept] = records.load(docs / "results.jsonl")
-    assert (kept["config"]["seed"], kept["config"]["epochs"]) == (1, 7)
+    assert (kept["config"]["seed"], kept["config"]["training.epochs"]) == (1, 7)
     assert "Dropped digits of configs, seed 0" in capsys.readouterr().out
 
 
 def test_a_record_older_than_a_field_is_no_rival(tmp_path):
     [old] = records.gather([write_run(tmp_path / "a" / "digits-00000000", seed=0)])
     [new] = records.gather([write_run(tmp_path / "a" / "digits-00000001", seed=1)])
-    del old["config"]["warmup"]
+    del old["config"]["schedule.warmup"]
     assert records.merge([old], [new]) == ([old, new], [])
 
 
@@ -236,7 +236,7 @@ def test_dynamic_weights_against_the_front_of_fixed_ones(tmp_path, page):
         write_run(folder / f"ibp-constrained-0.99-{seed}", clean=0.85, verified=verified, target=0.99, seed=seed)
     write_run(folder / "ibp-authors-0", clean=0.96, verified=0.9, mixing="authors")
     text = page(*folder.glob("*"))
-    assert [line.split(" |")[0][2:] for line in text.splitlines() if line.startswith(("| convex", "| auth"))] == [
+    assert [line.split(" |")[0][2:] for line in text.splitlines() if line.startswith(("| convex", "| stair"))] == [
         *[f"convex {share}" for share in fixed],
         "authors",
     ]

@@ -4,15 +4,17 @@ import time
 import numpy as np
 import program
 import pytest
+from experiments import options
 
-SLOW = ["--epochs", "400", "--width", "8", "--bound", "ibp", "--robust-examples", "4", "--checkpoint-seconds", "0.3"]
-SLOW += ["--holdout", "97", "--points", "60", "--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1"]
+SLOW = {"training.epochs": 400, "model.width": 8, "objective.bound": "ibp", "objective.examples": 4}
+SLOW |= {"training.checkpoint_seconds": 0.3, "data.holdout": 97, "training.points": 60, "certify.bounds": "ibp"}
+SLOW |= {"certify.attack_steps": 1, "certify.attack_restarts": 1}
 CLOCK = {"seconds", "examples_per_second", "step_seconds"}
 TOTAL = 3750
 
 
 def command(workdir):
-    return [*SLOW, "--workdir", workdir]
+    return [*options(SLOW), "--workdir", workdir]
 
 
 def deterministic(rows):

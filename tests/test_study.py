@@ -10,14 +10,20 @@ import pytest
 import study
 from results_page import records
 
-TINY = {"epochs": 1, "width": 8, "points": 1, "attack_steps": 1, "certify": ["ibp"]}
+TINY = {
+    "training.epochs": 1,
+    "model.width": 8,
+    "training.points": 1,
+    "certify.attack_steps": 1,
+    "certify.bounds": ["ibp"],
+}
 
 
 @pytest.mark.parametrize(
     ("name", "runs"),
     [
         ("subsampling", {"ibp-1-epochs-0", "ibp-16-epochs-0", "ibp-16-time-0"}),
-        ("weights", {"ibp-convex-0.5-0", "ibp-authors-0"}),
+        ("weights", {"ibp-convex-0.5-0", "ibp-staircase-0"}),
         ("time", {"ibp-pgd-7-0"}),
     ],
 )

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments import experiment
 from rich.console import Console
 
 from mixtrain_jax import data, mixing, models, parallel
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
 from mixtrain_jax.data import Streamed
 from mixtrain_jax.errors import PreemptedError
 from mixtrain_jax.fingerprints import fingerprint
@@ -113,7 +113,7 @@ def prepared(devices=1, streamed=False, **fields):
     if streamed:
         split = dataset.train
         dataset = dataclasses.replace(dataset, train=Streamed(split.take, 0, len(split), split.levels))
-    return prepare(Config(**{**TINY, **fields}), dataset, parallel.data_mesh(jax.devices()[:devices]))
+    return prepare(experiment(**{**TINY, **fields}), dataset, parallel.data_mesh(jax.devices()[:devices]))
 
 
 def trained(setup, last=STEPS, first=0, state=None):

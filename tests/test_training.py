@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments import experiment
 from rich.console import Console
 
 from mixtrain_jax import bounds, cli, losses, mixing, parallel, subsample
 from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
 from mixtrain_jax.data.order import batch_indices, subset_indices
 from mixtrain_jax.errors import ConfigError, NonFiniteError
 from mixtrain_jax.fingerprints import by_name, fingerprint
@@ -24,7 +24,7 @@ from mixtrain_jax.mixing import Metrics, MixRule
 from mixtrain_jax.objectives import Term, present
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import build, loop, pace
-from mixtrain_jax.training.build import make_objective, make_rule, prepare, radius
+from mixtrain_jax.training.build import make_objective, make_rule, prepare
 from mixtrain_jax.training.finish import finish
 from mixtrain_jax.training.loop import train
 from mixtrain_jax.training.resume import restore
@@ -499,7 +499,7 @@ def display():
 
 def nan_at(*steps):
     at = jnp.asarray(steps)
-    return lambda config, total: mixing.schedule(lambda now: jnp.where((now == at).any(), jnp.nan, 1.0))
+    return lambda config, objective, total: mixing.schedule(lambda now: jnp.where((now == at).any(), jnp.nan, 1.0))
 
 
 def train_in(config, path):
@@ -511,7 +511,7 @@ def train_in(config, path):
 @pytest.mark.usefixtures("promoting")
 def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "make_rule", nan_at(5, 6, 7))
-    config = Config(**{**TINY, "checkpoint_seconds": 0.0, "bad_steps": 2, "subsample": "epoch"})
+    config = experiment(**{**TINY, "checkpoint_seconds": 0.0, "bad_steps": 2, "subsample": "epoch"})
     with pytest.raises(
         NonFiniteError,
         match=r"at step 7 and in the 2 steps before it; the last good checkpoint is step 7 in .*checkpoints",
@@ -534,7 +534,7 @@ def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(mo
     assert 0 < found["clean_loss"] < 10
     assert found["largest_gradient"].keys() == by_name(setup.initial.params).keys()
     assert set(found["largest_gradient"].values()) == {"nan"}
-    np.testing.assert_allclose(found["eps"], config.eps * 7 / round(0.33 * 24), rtol=1e-5)
+    np.testing.assert_allclose(found["eps"], config.threat.eps * 7 / round(0.33 * 24), rtol=1e-5)
     # Two updates of seven were skipped.
     np.testing.assert_allclose(found["learning_rate"], 0.005 * (1 + np.cos(np.pi * 5 / 24)) / 2, rtol=1e-5)
 
@@ -543,7 +543,7 @@ def test_a_run_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(mo
 def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(build, "make_rule", nan_at(2))
     (tmp_path / "tiny.toml").write_text(
-        "".join(f"{name} = {json.dumps(value)}\n" for name, value in Config(**TINY, bad_steps=0).to_json().items())
+        "".join(f"{name} = {json.dumps(value)}\n" for name, value in experiment(**TINY, bad_steps=0).flags().items())
     )
     assert cli.train(["tiny", "--workdir", str(tmp_path / "run")], tmp_path) == 3
     message = capsys.readouterr().err
@@ -556,7 +556,7 @@ def test_a_run_that_is_not_finite_exits_with_3(monkeypatch, tmp_path, capsys):
 def test_bad_steps_up_to_the_limit_are_skipped_counted_and_shown(monkeypatch, tmp_path):
     """The rows are of steps 1 to 8, 9 to 16, 17 to 24; all of the second eight are bad."""
     monkeypatch.setattr(build, "make_rule", nan_at(3, *range(8, 16)))
-    config = Config(**TINY, bad_steps=8)
+    config = experiment(**TINY, bad_steps=8)
     shown = display()
     summary = run(config, tmp_path, shown)
     rows = RunDir(tmp_path).metrics()
@@ -581,7 +581,7 @@ READS = ("__array__", "__int__", "__float__", "__bool__", "__index__", "block_un
 @pytest.mark.usefixtures("promoting")
 def test_the_host_reads_the_device_at_logs_and_saves_alone(monkeypatch, tmp_path):
     """On CPU a transfer guard sees nothing, so reads of arrays are counted where they are made."""
-    setup, folder = prepare(Config(**TINY, trainer="standard")), RunDir(tmp_path)
+    setup, folder = prepare(experiment(**TINY, trainer="standard")), RunDir(tmp_path)
     kind, done, reads = type(setup.initial.step), [0], []
 
     def counted(read):
@@ -607,7 +607,7 @@ def test_the_host_reads_the_device_at_logs_and_saves_alone(monkeypatch, tmp_path
 
 
 def trained(tmp_path, **fields):
-    _, saved = train_in(Config(**{**TINY, "width": 4, **fields}), tmp_path)
+    _, saved = train_in(experiment(**{**TINY, "width": 4, **fields}), tmp_path)
     return fingerprint(saved.state.params), RunDir(tmp_path).metrics()
 
 
@@ -634,8 +634,8 @@ def test_each_way_to_subsample_trains_on_other_examples(tmp_path):
 
 @pytest.mark.parametrize("shape", ["linear", "smooth"])
 def test_the_radius_grows_over_the_ramp_and_stays(shape):
-    config = Config(eps=0.1, train_eps_ratio=2.0, ramp=0.4, ramp_shape=shape)
-    radii = np.asarray(jax.vmap(radius(config, 1000))(np.arange(1000)))
+    config = experiment(eps=0.1, train_eps_ratio=2.0, ramp=0.4, ramp_shape=shape)
+    radii = np.asarray(jax.vmap(config.radius.radii(config.threat.eps, 1000))(np.arange(1000)))
     assert radii[0] == 0
     assert (np.diff(radii[:401]) > 0).all()
     np.testing.assert_allclose(radii[400:], 0.2, rtol=1e-6)
@@ -650,7 +650,8 @@ def test_the_radius_grows_over_the_ramp_and_stays(shape):
 
 def test_a_ramp_of_no_steps_is_the_whole_radius_from_the_second_step_on():
     for shape in ("linear", "smooth"):
-        schedule = radius(Config(eps=0.1, ramp=0.0, ramp_shape=shape), 10)
+        config = experiment(eps=0.1, ramp=0.0, ramp_shape=shape)
+        schedule = config.radius.radii(config.threat.eps, 10)
         assert float(schedule(1)) == pytest.approx(0.1)
 
 
@@ -660,7 +661,7 @@ def test_the_best_state_is_the_one_that_verified_most_after_the_ramp(monkeypatch
     measured = {6: 0.9, 12: 0.8, 18: 0.3, 24: 0.5, 30: 0.5, 36: 0.4}
     monkeypatch.setattr(loop, "make_measure", lambda setup: lambda state: (0.9, measured.get(int(state.step), 0.0)))
     fields = {**TINY, "epochs": 3, "points": 6, "ramp": 0.4, "choose": "best", "checkpoint_seconds": 0.0}
-    setup, folder = prepare(Config(**fields), mesh=ONE), RunDir(tmp_path)
+    setup, folder = prepare(experiment(**fields), mesh=ONE), RunDir(tmp_path)
     seen = {}
 
     def update(*args):
@@ -699,7 +700,7 @@ def test_the_rule_sees_accuracy_less_its_generalization_gap():
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("target_on", ["batches", "heldout"])
 def test_the_generalization_gap_is_measured_where_the_config_asks_for_it(tmp_path, target_on):
-    setup, folder = prepare(Config(**{**TINY, "target_on": target_on}), mesh=ONE), RunDir(tmp_path)
+    setup, folder = prepare(experiment(**{**TINY, "target_on": target_on}), mesh=ONE), RunDir(tmp_path)
     with folder.opened(setup.config):
         saved = train(setup, folder, Checkpoints(folder.checkpoints), Stop(), display())
     row = folder.metrics()[-1]
@@ -713,7 +714,7 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
     now = [0.0]
     for module in (loop, pace):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    setup = prepare(Config(**{**TINY, "epochs": 3, "points": 5}), mesh=ONE)
+    setup = prepare(experiment(**{**TINY, "epochs": 3, "points": 5}), mesh=ONE)
     steps = setup.steps
 
     def update(*args):
@@ -735,15 +736,15 @@ def test_every_row_tells_the_rate_of_its_own_steps(monkeypatch, tmp_path):
 @pytest.mark.parametrize("trainer", ["standard", "pgd", "robust", "mixtrain"])
 def test_prepare_refuses_a_batch_larger_than_the_training_examples(trainer):
     with pytest.raises(ConfigError, match="batch_size must be at most the 1200 training examples left, got 1201"):
-        prepare(Config(batch_size=1201, holdout=97, trainer=trainer), mesh=ONE)
+        prepare(experiment(batch_size=1201, holdout=97, trainer=trainer), mesh=ONE)
     with pytest.raises(ConfigError, match="holdout must leave examples on both sides"):
-        prepare(Config(holdout=1297), mesh=ONE)
+        prepare(experiment(holdout=1297), mesh=ONE)
 
 
 @pytest.mark.usefixtures("promoting")
 def test_prepare_refuses_a_network_that_the_images_are_too_small_for():
     with pytest.raises(ConfigError, match=r"resnet_imagenet cannot take images of shape \[8, 8, 1\], those of digits"):
-        prepare(Config(model="resnet_imagenet", width=1))
+        prepare(experiment(model="resnet_imagenet", width=1))
 
 
 def presence(probability, seed=0, steps=100):
@@ -764,7 +765,7 @@ def test_which_terms_a_step_has_is_a_pure_function_of_seed_and_step():
 
 
 def objective_of(**fields):
-    return make_objective(Config(**fields), functools.partial(NET.apply, default_params()), (3, 3, 1))
+    return make_objective(experiment(**fields), functools.partial(NET.apply, default_params()), (3, 3, 1))
 
 
 @pytest.mark.parametrize("fields", [{}, {"robust_probability": 0.5}, {"mixing": "convex", "share": 1.0}])
@@ -781,11 +782,11 @@ def test_a_loss_that_weighs_nothing_is_not_computed():
 
 
 def rule_weights(config, steps, total=100):
-    rule = make_rule(config, total)
+    rule = make_rule(config, config.objective.objective(), total)
     state = rule.init()
     weights = []
     for step in steps:
-        epoch = step * config.epochs / total
+        epoch = step * config.training.epochs / total
         terms = {"clean": Metrics(jnp.float32(1), jnp.float32(0.5)), "robust": Metrics(*jnp.ones(2))}
         mixed, state = rule.update(mixing.Signals(jnp.int32(step), jnp.float32(epoch), terms), state)
         weights.append((float(mixed["clean"]), float(mixed["robust"])))
@@ -806,11 +807,11 @@ def rule_weights(config, steps, total=100):
     ids=lambda x: x.get("mixing"),
 )
 def test_make_rule_knows_every_name(values, expected):
-    np.testing.assert_allclose(rule_weights(Config(**values), expected), list(expected.values()), rtol=1e-5)
+    np.testing.assert_allclose(rule_weights(experiment(**values), expected), list(expected.values()), rtol=1e-5)
 
 
 def test_make_rule_constrained_starts_at_its_share_and_gives_way():
-    config = Config(mixing="constrained", share=0.25, target=0.9, mixing_learning_rate=0.5)
+    config = experiment(mixing="constrained", share=0.25, target=0.9, mixing_learning_rate=0.5)
     weights = rule_weights(config, range(20))
     shares = [robust for _, robust in weights]
     np.testing.assert_allclose(shares[0], 0.25, atol=1e-3)

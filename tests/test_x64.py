@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import program
 import pytest
+from experiments import experiment, options
 
 from mixtrain_jax import parallel
-from mixtrain_jax.config import Config
 from mixtrain_jax.training.build import prepare
 from mixtrain_jax.training.loop import after_row
 from mixtrain_jax.training.measure import log_row, make_measure
@@ -36,7 +36,7 @@ def kinds(tree):
 @pytest.mark.parametrize("fields", PRESETS.values(), ids=PRESETS)
 def test_a_step_keeps_the_types_of_its_state(fields, x64):
     with jax.numpy_dtype_promotion("standard"):  # optax promotes
-        setup = prepare(Config(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:1]))
+        setup = prepare(experiment(**{**TINY, **fields}), mesh=parallel.data_mesh(jax.devices()[:1]))
         state, best = jax.tree.map(jnp.copy, setup.initial), untrained(setup).best
         before = kinds(state)
         assert {str(dtype) for _, dtype, _ in before.values()} == {"float32", "int32"}
@@ -51,13 +51,14 @@ def test_a_step_keeps_the_types_of_its_state(fields, x64):
 
 
 def test_a_convolutional_network_is_trained_and_certified(tmp_path):
-    tiny = ["--width", 4, "--epochs", 1, "--points", 2, "--certify", "ibp", "--attack-steps", 1, "--curve-examples", 0]
+    tiny = {"model.width": 4, "training.epochs": 1, "training.points": 2, "certify.bounds": "ibp"}
+    tiny |= {"certify.attack_steps": 1, "certify.curve_examples": 0}
     more = {"JAX_ENABLE_X64": "1"}
-    done = program.run("digits_cnn", *tiny, "--attack-restarts", 1, "--workdir", tmp_path, more=more)
+    done = program.run("digits_cnn", *options(tiny), "--certify.attack-restarts", 1, "--workdir", tmp_path, more=more)
     assert (done.returncode, done.stderr) == (0, "")
     assert program.summary(tmp_path)["skipped"] == 0
     # What it saved is a checkpoint like any other.
     (tmp_path / "summary.json").unlink()
-    done = program.run("digits_cnn", *tiny, "--attack-restarts", 1, "--workdir", tmp_path)
+    done = program.run("digits_cnn", *options(tiny), "--certify.attack-restarts", 1, "--workdir", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Going on from step" in done.stdout

@@ -32,7 +32,7 @@ from mixtrain_jax.training.rundir import RunDir
 
 from .trials import TYPED, Trial, captured, command, damaged, judged, pick, spawned
 
-FIELDS = [field.name for field in dataclasses.fields(Config)]
+FIELDS = [*Config().flags(), "objective.steps", "mixing.share"]
 WORDS = ["digits", "mlp", "ibp", "crown", "robust", "mixtrain", "epoch", "nan", "inf", "", "\0", "é\u202e", "x" * 4096]
 SHIPPED = Path(__file__).parents[2] / "configs"
 
@@ -90,8 +90,12 @@ def _config_file(path: Path, text: bytes) -> str:
     path.write_bytes(text)
 
     def right(found: Config) -> bool:
-        asked = tomllib.loads(text.decode())
-        return found.to_json() == {**Config().to_json(), **json.loads(json.dumps(asked))}
+        asked, flags = tomllib.loads(text.decode()), found.flags()
+        of_tables = {f"{table}.{name}": x for table in asked if table != "seed" for name, x in asked[table].items()}
+        wanted = json.loads(json.dumps(of_tables | {"seed": asked.get("seed", 0)}))
+        wanted |= {f"{table}.name": found.name_of(table) for table in config.CHOICES}
+        unnamed = not any(name.endswith(".name") for name in of_tables)
+        return {**(Config().flags() if unnamed else flags), **wanted} == flags
 
     return judged(lambda: config.load(str(path), path.parent), right, [str(path)])
 
@@ -119,8 +123,7 @@ def _overrides(arguments: list[str]) -> str:
     except ConfigError as error:
         return "" if str(error) else f"no message for {arguments}"
     if found:
-        made = found[0][0]
-        Config(**{name: getattr(made, name) for name in FIELDS})  # checks every field again
+        dataclasses.replace(found[0][0])  # checks every value again
         return ""
     told = out + err
     return "" if code == 2 and told and "Traceback" not in told else f"exit code {code} for {arguments}: {told[-200:]}"

@@ -15,7 +15,7 @@ from .processes import ending, finished, start
 from .trials import Trial, spawned
 
 KILLS = 10  # of one run
-LONG = ("--epochs", "800", "--checkpoint-seconds", "0.1")
+LONG = ("--training.epochs", "800", "--training.checkpoint-seconds", "0.1")
 LIMIT = 900  # seconds until a run has saved something
 
 

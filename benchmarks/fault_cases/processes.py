@@ -24,11 +24,33 @@ from mixtrain_jax import checkpoints
 from .trials import Trial, spawned
 
 ROOT = Path(__file__).parents[2]
-RUN = ["--epochs", "400", "--width", "8", "--bound", "ibp", "--robust-examples", "4", "--checkpoint-seconds", "0.3"]
-RUN += ["--holdout", "97", "--points", "60", "--certify", "ibp", "--attack-steps", "1", "--attack-restarts", "1"]
-RUN += ["--curve-examples", "0"]
+RUN = [
+    "--training.epochs",
+    "400",
+    "--model.width",
+    "8",
+    "--objective.bound",
+    "ibp",
+    "--objective.examples",
+    "4",
+    "--training.checkpoint-seconds",
+    "0.3",
+]
+RUN += [
+    "--data.holdout",
+    "97",
+    "--training.points",
+    "60",
+    "--certify.bounds",
+    "ibp",
+    "--certify.attack-steps",
+    "1",
+    "--certify.attack-restarts",
+    "1",
+]
+RUN += ["--certify.curve-examples", "0"]
 QUICK = "--xla_backend_optimization_level=0"  # compiling takes longer than all that runs
-SHORT = ("--epochs", "40")  # of what runs on several devices or processes
+SHORT = ("--training.epochs", "40")  # of what runs on several devices or processes
 ROUNDING = 1e-4  # of parameters, after so many steps
 TWO = {"processes": 2, "devices": 2}
 CLOCK = {"seconds", "examples_per_second", "step_seconds"}

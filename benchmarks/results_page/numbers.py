@@ -8,14 +8,15 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from mixtrain_jax.config import Bound
+from mixtrain_jax.bounds.methods import MethodName
 from results_page.records import Record
 
 BySeed = dict[int, float]
 Regimes = dict[str, dict[int, list[Record]]]
 NONE = "-"
-RULES = ("convex", "constrained", "authors", "constant", "schedule")  # in the order they are shown
-_SETTING = {"convex": "share", "constrained": "target", "constant": "weight", "schedule": "weight"}
+RULES = ("convex", "constrained", "staircase", "constant", "ramped")  # in the order they are shown
+_SETTING = {"convex": "share", "constrained": "target", "constant": "weight", "ramped": "weight"}
+_SETTING = {name: f"mixing.{field}" for name, field in _SETTING.items()}
 
 
 def percent(runs: Iterable[Record], what: str) -> BySeed:
@@ -103,8 +104,8 @@ def by_name(runs: Iterable[Record]) -> dict[str, list[Record]]:
 
 def by_bound(runs: Iterable[Record]) -> dict[str, list[Record]]:
     """Runs by the bounds they were trained with, the cheapest first."""
-    found = by(runs, lambda run: run["config"]["bound"])
-    return {bound: found[bound] for bound in get_args(Bound) if bound in found}
+    found = by(runs, lambda run: run["config"].get("objective.bound", run["name"].partition("-")[0]))
+    return {bound: found[bound] for bound in get_args(MethodName) if bound in found}
 
 
 def by_rule(runs: Iterable[Record]) -> dict[str, list[Record]]:
@@ -112,20 +113,20 @@ def by_rule(runs: Iterable[Record]) -> dict[str, list[Record]]:
 
     def order(item: tuple[str, list[Record]]) -> tuple[int, float]:
         config = item[1][0]["config"]
-        return RULES.index(config["mixing"]), config.get(_SETTING.get(config["mixing"], ""), 0.0)
+        return RULES.index(config["mixing.name"]), config.get(_SETTING.get(config["mixing.name"], ""), 0.0)
 
     return dict(sorted(by(runs, _rule).items(), key=order))
 
 
 def _rule(run: Record) -> str:
     config = run["config"]
-    name = config["mixing"]
+    name = config["mixing.name"]
     return f"{name} {config[_SETTING[name]]:g}" if name in _SETTING else name
 
 
 def is_fixed(runs: Sequence[Record]) -> bool:
     """Whether the weight of these runs stands still."""
-    return runs[0]["config"]["mixing"] == "convex"
+    return runs[0]["config"]["mixing.name"] == "convex"
 
 
 def point(runs: Sequence[Record]) -> tuple[float, float]:
@@ -135,7 +136,8 @@ def point(runs: Sequence[Record]) -> tuple[float, float]:
 
 def one_in(config: Mapping[str, Any]) -> int:
     """Of how many examples one carries the robust loss."""
-    return round(config["batch_size"] / config["robust_examples"]) if config["trainer"] == "mixtrain" else 1
+    n = config["training.batch_size"]
+    return round(n / (config["objective.examples"] or n))
 
 
 def share_text(share: int) -> str:
@@ -146,12 +148,12 @@ def share_text(share: int) -> str:
 def regimes(runs: Iterable[Record]) -> Regimes:
     """Runs of one bound by regime, "epochs" or "time", and share; those with all examples belong to both."""
     runs = sorted(runs, key=lambda run: one_in(run["config"]))
-    epochs = {run["config"]["epochs"] for run in runs if one_in(run["config"]) == 1}
+    epochs = {run["config"]["training.epochs"] for run in runs if one_in(run["config"]) == 1}
     found: Regimes = {"epochs": {}, "time": {}}
     for run in runs:
         share = one_in(run["config"])
         # Where a step costs the same with fewer examples, equal time is equal epochs, and only the name tells.
-        timed = run["name"].endswith("-time") or (epochs and run["config"]["epochs"] not in epochs)
+        timed = run["name"].endswith("-time") or (epochs and run["config"]["training.epochs"] not in epochs)
         for regime in found if share == 1 else ("time",) if timed else ("epochs",):
             found[regime].setdefault(share, []).append(run)
     return found

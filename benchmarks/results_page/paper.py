@@ -80,13 +80,13 @@ def _rows(configs: list[list[Record]]) -> list[tuple[Anchor, list[Record]]]:
 
 
 def _fits(config: Mapping[str, Any], anchor: Anchor) -> bool:
-    model = "resnet" if config["model"] == "resnet_mixtrain" else config["model"]
-    same = (config["data"].split("/")[0], model) == (anchor.data, anchor.model)
-    return same and math.isclose(config["eps"], anchor.eps, rel_tol=0.01)
+    model = "resnet" if config["model.name"] == "resnet_mixtrain" else config["model.name"]
+    same = (config["data.name"].split("/")[0], model) == (anchor.data, anchor.model)
+    return same and math.isclose(config["threat.eps"], anchor.eps, rel_tol=0.01)
 
 
 def _named(config: Mapping[str, Any], anchor: Anchor | None = None) -> Anchor:
-    mine = Anchor(config["data"], config["model"], config["eps"])
+    mine = Anchor(config["data.name"], config["model.name"], config["threat.eps"])
     return mine if anchor is None else anchor._replace(data=mine.data, model=mine.model)
 
 
@@ -106,18 +106,17 @@ def experiment(anchor: Anchor) -> str:
 def _effort(anchor: Anchor, runs: Sequence[Record]) -> tuple[str, ...]:
     """What the runs of one config were and took."""
     config, summary = runs[0]["config"], runs[0]["summary"]
-    n = config["batch_size"]
-    trained = {
+    n, name = config["training.batch_size"], config["objective.name"]
+    loss = {
         "standard": "clean loss alone",
-        "pgd": f"PGD, {config['train_attack_steps']} steps, {n} of {n}",
-        "robust": f"`{config['bound']}`, {n} of {n}",
-        "mixtrain": f"`{config['bound']}`, {config['robust_examples']} of {n}",
-    }[config["trainer"]]
+        "pgd": f"PGD, {config.get('objective.steps')} steps",
+    }.get(name, f"`{config.get('objective.bound', name)}`")
+    trained = loss if name == "standard" else f"{loss}, {config['objective.examples'] or n} of {n}"
     return (
         f"`{runs[0]['name']}`",
         experiment(anchor),
         trained,
-        str(config["epochs"]),
+        str(config["training.epochs"]),
         brief(seconds(runs)),
         summary["method"],
         summary["attack"],

@@ -30,7 +30,7 @@ _REGIMES = {"epochs": (NEUTRAL, "s", 1 / 1.04), "time": (VERIFIED, "o", 1.04)}  
 _RULES = {
     "convex": (NEUTRAL, "o", "fixed, by share"),
     "constrained": (VERIFIED, "D", "constrained, by target"),
-    "authors": (ATTACKED, "^", "authors' rule"),
+    "staircase": (ATTACKED, "^", "authors' rule"),
 }
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import of_flags, of_run
 from mixtrain_jax.errors import ConfigError, MixtrainError
 from mixtrain_jax.training.rundir import RunDir
 
@@ -81,7 +81,7 @@ def read(folder: Path, group: str | None = None) -> Record:
         )
     run, name = RunDir(folder), folder.resolve().name
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = of_run(folder).flags()
         ended = json.loads((folder / "summary.json").read_text())
         summary = {key: ended[key] for key in SUMMARY}
         curve = [
@@ -93,7 +93,7 @@ def read(folder: Path, group: str | None = None) -> Record:
         ]
         if not curve:
             raise ValueError("metrics.jsonl has no row")
-        _refuse_part(folder, config["data"], summary["test_examples"])
+        _refuse_part(folder, config["data.name"], summary["test_examples"])
         seed = config["seed"]
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
@@ -181,7 +181,7 @@ def _rivals(one: Record, other: Record) -> bool:
 
 def _settings(record: Record) -> dict[str, Any]:
     # A record may be older than a field; the default is what it ran with.
-    return {**Config().to_json(), **record["config"], "seed": None}
+    return {**of_flags(record["config"]).flags(), "seed": None}
 
 
 def _refuse_group(group: str) -> None:

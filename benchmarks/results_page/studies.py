@@ -60,7 +60,7 @@ def _share_row(share: int, found: Regimes, cost: Seconds) -> tuple[str, ...]:
         brief(cost[str(share)] / cost["1"] if str(share) in cost and "1" in cost else None),
         *accuracies(alike, "clean", "verified"),
         brief(seconds(alike) / seconds(every) if alike and every else None),
-        ", ".join(str(epochs) for epochs in sorted({run["config"]["epochs"] for run in timed})) or NONE,
+        ", ".join(str(epochs) for epochs in sorted({run["config"]["training.epochs"] for run in timed})) or NONE,
         *accuracies(timed, "clean", "verified"),
         signed(*difference(percent(timed, "verified"), percent(every, "verified"))) if comparable else NONE,
     )
@@ -87,7 +87,7 @@ def timing(group: str, runs: Sequence[Record], steps: Mapping[str, Seconds]) -> 
         # Costs that were not measured together say nothing against each other, so it is all of them or none.
         together = trainers.keys() <= known.keys()
         cost = {name: known[name] if together else _clock(some) for name, some in trainers.items()}
-        goals = _goals([run for run in mine if run["config"]["trainer"] in ("robust", "mixtrain")])
+        goals = _goals([run for run in mine if run["config"]["objective.name"] in ("robust", "mixtrain")])
         reached = {name: [_reach(some, goal, cost[name]) for goal in goals] for name, some in trainers.items()}
         base = cost.get(f"{bound}-standard")
         rows = [
@@ -95,7 +95,7 @@ def timing(group: str, runs: Sequence[Record], steps: Mapping[str, Seconds]) -> 
                 name.removeprefix(f"{bound}-"),
                 brief(1e3 * cost[name]),
                 brief(cost[name] / base if base else None),
-                brief(cost[name] * _steps(some[0]) / some[0]["config"]["epochs"]),
+                brief(cost[name] * _steps(some[0]) / some[0]["config"]["training.epochs"]),
                 *accuracies(some, "clean", "attacked", "verified"),
                 *map(brief, reached[name]),
             )
@@ -112,7 +112,7 @@ def timing(group: str, runs: Sequence[Record], steps: Mapping[str, Seconds]) -> 
 
 
 def _trainer_order(config: Mapping[str, Any]) -> tuple[int, int]:
-    return _TRAINERS.index(config["trainer"]), config["train_attack_steps"]
+    return _TRAINERS.index(config["objective.name"]), config.get("objective.steps", 0)
 
 
 def _steps(run: Record) -> int:
@@ -206,7 +206,7 @@ def _heading(group: str, runs: Sequence[Record]) -> str:
 def _subheading(bound: str, runs: Sequence[Record]) -> str:
     counts = sorted({len(some) for some in by_name(runs).values()})
     seeds = _count(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    epochs = sorted({run["config"]["epochs"] for run in runs})
+    epochs = sorted({run["config"]["training.epochs"] for run in runs})
     trained = f", {_count(epochs[0], 'epoch')}" if len(epochs) == 1 else ""
     return f"**`{bound}`**, {seeds} each{trained}."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from mixtrain_jax.bounds.alpha_crown import alpha_crown
 from mixtrain_jax.bounds.crown import crown, crown_ibp
@@ -11,6 +12,8 @@ from mixtrain_jax.bounds.engine import Bounded
 from mixtrain_jax.bounds.errors import BoundsError
 from mixtrain_jax.bounds.ibp import ibp
 from mixtrain_jax.bounds.symbolic import Method, symbolic
+
+MethodName = Literal["ibp", "crown_ibp", "symbolic", "crown", "alpha_crown"]
 
 METHODS: dict[str, Callable[..., Bounded]] = {
     "ibp": ibp,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from mixtrain_jax.attacks import descend
 from mixtrain_jax.bounds import specification
 from mixtrain_jax.losses.base import Context, Values
 from mixtrain_jax.losses.bounded import robust_loss
+from mixtrain_jax.schema import Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +20,12 @@ class Attacked:
     """Cross-entropy at the images that an attack finds (Madry et al., arXiv 1706.06083); there may be worse ones.
 
     Attributes:
-      steps: of the attack, one gradient each.
+      steps: Steps of the attack, one gradient each; 1 to 1000.
     """
 
-    steps: int = 7
+    steps: Annotated[int, Range(1, 1000)] = 7
 
+    name = "attacked"
     method = None
 
     def __call__(self, context: Context) -> Values:

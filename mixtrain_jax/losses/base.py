@@ -56,11 +56,16 @@ class Values(NamedTuple):
 
 
 class Loss(Protocol):
-    """A frozen dataclass whose fields are its hyperparameters.
+    """A frozen dataclass whose fields are its hyperparameters, each with a default.
 
     Its calls are pure and treat examples independently of each other, so that the loss of a batch does not depend on
     how it is split into microbatches.
     """
+
+    @property
+    def name(self) -> str:
+        """What its term is called in rows and plots; a class attribute as a rule."""
+        ...
 
     @property
     def method(self) -> Method | None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mixtrain_jax import bounds
 from mixtrain_jax.bounds.errors import check_classes
+from mixtrain_jax.bounds.methods import MethodName
 from mixtrain_jax.losses.base import Context, Values
 
 
@@ -30,10 +31,12 @@ class Bounded:
     """An upper bound of the cross-entropy of every perturbed image.
 
     Attributes:
-      bound: name of the bound of the margins, as `bounds.methods` knows it.
+      bound: Sound bounds of the margins that the loss is computed from.
     """
 
-    bound: str = "ibp"
+    bound: MethodName = "ibp"
+
+    name = "robust"
 
     @property
     def method(self) -> bounds.Method:

@@ -25,6 +25,7 @@ def clean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 class Clean:
     """Cross-entropy of the unperturbed images."""
 
+    name = "clean"
     method = None
 
     def __call__(self, context: Context) -> Values:

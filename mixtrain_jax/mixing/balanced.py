@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from mixtrain_jax.mixing.base import MixRule, Signals, Weights, scalar, stateless
+from mixtrain_jax.mixing.base import Horizon, MixRule, Signals, Weights, scalar, stateless
 
 
 def balanced() -> MixRule:
@@ -22,3 +24,12 @@ def balanced() -> MixRule:
         return {name: scalar(share) for name, share in zip(signals.terms, shares, strict=True)}
 
     return stateless(weights)._replace(needs_products=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Balanced:
+    """Settings of `balanced`, which has none."""
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, whatever the length of the run."""
+        return balanced()

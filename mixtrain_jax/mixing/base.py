@@ -7,7 +7,7 @@ train state and in the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,35 @@ class MixRule(NamedTuple):
       init: `() -> state`.
       update: `(signals, state) -> (weights, state)`.
       needs_products: whether `Signals.products` is computed, which reads all gradients once more.
+      needs_gap: whether the accuracy of the reference is less its lead over the held-out examples.
     """
 
     init: Callable[[], Any]
     update: Callable[[Signals, Any], tuple[Weights, Any]]
     needs_products: bool = False
+    needs_gap: bool = False
+
+
+class Horizon(NamedTuple):
+    """How long a run is.
+
+    Attributes:
+      steps: of training.
+      epochs: passes over the training data.
+      ramp: share of training over which the radius grows, 0 to 1.
+    """
+
+    steps: int
+    epochs: int
+    ramp: float
+
+
+class Mixing(Protocol):
+    """The settings of a rule: a frozen dataclass whose fields are those of the config, each with a default."""
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule for a run of this length."""
+        ...
 
 
 def stateless(weights: Callable[[Signals], Weights]) -> MixRule:

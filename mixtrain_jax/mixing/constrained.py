@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mixtrain_jax.mixing.base import MixRule, Signals, Weights, against_the_first, scalar
+from mixtrain_jax.mixing.base import Horizon, MixRule, Signals, Weights, against_the_first, scalar
+from mixtrain_jax.schema import Range
 
 
 class ConstrainedState(NamedTuple):
@@ -56,3 +58,26 @@ def constrained(target: float, tx: optax.GradientTransformation, *, start: float
         return against_the_first(signals, 1 - share, share), ConstrainedState(multiplier, accuracy, opt_state)
 
     return MixRule(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrained:
+    """Settings of `constrained`.
+
+    Attributes:
+      target: Clean accuracy that is held; 0 to 1.
+      target_on: Where that accuracy is taken: on training batches, or on them less their lead over the held-out
+        examples.
+      learning_rate: Step of the optimizer that moves the share; 0 to 100.
+      start: First share of the robust loss; 0.001 to 0.999.
+    """
+
+    target: Annotated[float, Range(0, 1)] = 0.995
+    target_on: Literal["batches", "heldout"] = "batches"
+    learning_rate: Annotated[float, Range(0, 100)] = 0.2
+    start: Annotated[float, Range(0.001, 0.999)] = 0.5
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, driven by gradient descent, whatever the length of the run."""
+        rule = constrained(self.target, optax.sgd(self.learning_rate), start=self.start)
+        return rule._replace(needs_gap=self.target_on == "heldout")

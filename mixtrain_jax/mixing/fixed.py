@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Annotated
+
 import optax
 
-from mixtrain_jax.mixing.base import MixRule, Signals, Weights, against_the_first, scalar, stateless
+from mixtrain_jax.mixing.base import Horizon, MixRule, Signals, Weights, against_the_first, scalar, stateless
+from mixtrain_jax.schema import Range
 
 
 def constant(weight: float) -> MixRule:
@@ -40,3 +44,48 @@ def convex(alpha: float | optax.Schedule) -> MixRule:
         return against_the_first(signals, 1 - share, share)
 
     return stateless(weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Settings of `constant`.
+
+    Attributes:
+      weight: Weight of the robust loss, the clean loss weighing 1; 0 to 1000.
+    """
+
+    weight: Annotated[float, Range(0, 1000)] = 1.0
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, whatever the length of the run."""
+        return constant(self.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramped:
+    """Settings of `schedule`: a weight that rises with the radius, in a line.
+
+    Attributes:
+      weight: Weight of the robust loss once the radius has grown, the clean loss weighing 1; 0 to 1000.
+    """
+
+    weight: Annotated[float, Range(0, 1000)] = 1.0
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, which stops rising where the radius does."""
+        return schedule(optax.linear_schedule(0.0, self.weight, max(1, round(horizon.ramp * horizon.steps))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Convex:
+    """Settings of `convex`.
+
+    Attributes:
+      share: Share of the robust loss in the whole; 0 to 1.
+    """
+
+    share: Annotated[float, Range(0, 1)] = 0.5
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, whatever the length of the run."""
+        return convex(self.share)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from mixtrain_jax.mixing.base import MixRule, Signals, Weights, scalar, stateless
+from mixtrain_jax.mixing.base import Horizon, MixRule, Signals, Weights, scalar, stateless
 
 
 def mgda() -> MixRule:
@@ -33,3 +35,12 @@ def mgda() -> MixRule:
         return {first: scalar(share), second: scalar(1 - share)}
 
     return stateless(weights)._replace(needs_products=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mgda:
+    """Settings of `mgda`, which has none."""
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, whatever the length of the run."""
+        return mgda()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from mixtrain_jax.mixing.base import MixRule, Signals, Weights, against_the_first, stateless
+from mixtrain_jax.mixing.base import Horizon, MixRule, Signals, Weights, against_the_first, stateless
 
 
 def staircase(ramp: float, *, start: float = 0.1, factor: float = 2.5, every: float = 5, cap: float = 50) -> MixRule:
@@ -34,3 +36,12 @@ def staircase(ramp: float, *, start: float = 0.1, factor: float = 2.5, every: fl
         return against_the_first(signals, 1, jnp.minimum(start * factor ** jnp.minimum(rises, enough), cap))
 
     return stateless(weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Staircase:
+    """Settings of `staircase`: the ramp is that of the radius, the rest is the authors'."""
+
+    def rule(self, horizon: Horizon) -> MixRule:
+        """The rule, which starts to rise where the radius has grown."""
+        return staircase(horizon.ramp * horizon.epochs)

@@ -43,7 +43,7 @@ def render(
     numbers = "".join(number(name, summary[key], text) for name, (key, text) in words.items())
     proved = ", ".join(f"{count} by {name}" for name, count in summary["verified_by"].items())
     body = [
-        f"<h1>{html.escape(config.data)}, {html.escape(config.model)}, l-infinity eps {eps:g}</h1>",
+        f"<h1>{html.escape(config.data.name)}, {html.escape(config.model.name)}, l-infinity eps {eps:g}</h1>",
         f"<p class=caption>{summary['test_examples']} test images, seed {summary['seed']}, "
         f"{summary['seconds']:.0f} s of training on {html.escape(summary['device'])}</p>",
         *_skipped(summary.get("skipped", 0)),
@@ -52,11 +52,11 @@ def render(
         f"<p class=caption>Proved: {html.escape(proved)}.</p>",
         *_figures(rows, evaluation, curve, test),
         "<h2>Config</h2>",
-        pairs(config.to_json()),
+        pairs(config.flags()),
         "<h2>Provenance</h2>",
         pairs({**summary["versions"], "weights, SHA-256": summary["params_sha256"]}),
     ]
-    return document(f"{config.data}: {summary['verified_accuracy']:.1%} verified", body)
+    return document(f"{config.data.name}: {summary['verified_accuracy']:.1%} verified", body)
 
 
 def document(title: str, body: Sequence[str]) -> str:

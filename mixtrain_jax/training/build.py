@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from mixtrain_jax import bounds, data, mixing, models, objectives, parallel
+from mixtrain_jax import bounds, data, mixing, models, parallel
 from mixtrain_jax.attacks import LogitsFn
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError
@@ -34,16 +33,17 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
       ConfigError: where the config does not fit the data.
       DataError: where the data are missing or damaged.
     """
-    dataset, mesh = dataset or data.load(config.data), mesh or parallel.data_mesh()
-    train_split, heldout = dataset.hold_out(config.holdout)
-    if config.batch_size > len(train_split):
+    dataset, mesh = dataset or data.load(config.data.name), mesh or parallel.data_mesh()
+    train_split, heldout = dataset.hold_out(config.data.holdout)
+    n = config.training.batch_size
+    if n > len(train_split):
         raise ConfigError(
-            f"batch_size must be at most the {len(train_split)} training examples left, got {config.batch_size}."
+            f"training.batch_size must be at most the {len(train_split)} training examples left, got {n}."
         )
     count = len(train_split)
-    total_steps = max(1, round(config.epochs * count / config.batch_size))
+    total_steps = max(1, round(config.training.epochs * count / n))
     network = models.build(
-        config.model, classes=dataset.classes, width=config.width, normalization=dataset.normalization
+        config.model.name, classes=dataset.classes, width=config.model.width, normalization=dataset.normalization
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     apply, example = models.pure_apply(network), heldout[:1].floats().images
@@ -51,16 +51,14 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         params = jax.jit(network.init)(init_key, example)
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a layer has no pixels left
         raise ConfigError(
-            f"The network {config.model} cannot take images of shape {list(example.shape[1:])}, those of "
-            f"{config.data}: {str(error).splitlines()[0]}."
+            f"The network {config.model.name} cannot take images of shape {list(example.shape[1:])}, those of "
+            f"{config.data.name}: {str(error).splitlines()[0]}."
         ) from error
-    eps = radius(config, total_steps)
-    tx = optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(learning_rate(config, total_steps), weight_decay=config.weight_decay),
-    )
+    eps = config.radius.radii(config.threat.eps, total_steps)
+    rates = config.schedule.rates(config.optimizer.learning_rate, total_steps)
+    tx = config.optimizer.transformation(rates)
     objective = make_objective(config, functools.partial(apply, params), example.shape[1:])
-    rule = make_rule(config, total_steps)
+    rule = make_rule(config, objective, total_steps)
     steps = make_steps(
         apply,
         objective,
@@ -69,11 +67,11 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         key=step_key,
         rule=rule,
         tx=tx,
-        steps_per_epoch=count / config.batch_size,
-        bad_steps=config.bad_steps,
-        microbatches=config.microbatches,
+        steps_per_epoch=count / n,
+        bad_steps=config.training.bad_steps,
+        microbatches=config.training.microbatches,
         mesh=mesh,
-        layout=config.params,
+        layout=config.training.params,
     )
     initial = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -84,7 +82,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         totals=Totals.zeros(objective),
         bad=NonFinite.none(params, objective),
     )
-    initial = parallel.put(initial, mesh, config.params)
+    initial = parallel.put(initial, mesh, config.training.params)
     feed = make_feed(config, train_split, jax.random.fold_in(step_key, 1), mesh)
     program = make_program(config, objective, steps, feed, mesh)
     return Setup(
@@ -99,88 +97,28 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         program,
         rule,
         eps,
+        rates,
         total_steps,
         mesh,
         initial,
     )
 
 
-def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
-    """The step of the optimizer at every step of training: up in a line, down by a cosine."""
-    if not (warmup := round(config.warmup * total_steps)):
-        return optax.cosine_decay_schedule(config.learning_rate, total_steps)
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(warmup + 1, total_steps))
-
-
-def radius(config: Config, total_steps: int) -> optax.Schedule:
-    """The radius that is trained on at every step, in pixel units.
-
-    The smooth one is that of Xu et al. (arXiv 2002.12920, `SmoothedScheduler` of their code): the parts meet with one
-    slope. Interval bounds of a new deep network are off by orders of magnitude more than those of a trained one, which
-    a line jumps over in a few steps.
-    """
-    end, last = config.eps * config.train_eps_ratio, max(1, round(config.ramp * total_steps))
-    if config.ramp_shape == "linear":
-        return optax.linear_schedule(0.0, end, last)
-    bend = 0.25
-    height = end / (1 + 4 * (1 - bend) / bend)  # at the bend
-
-    def smooth(step: jax.typing.ArrayLike) -> jax.Array:
-        done = jnp.minimum(jnp.asarray(step, jnp.float32) / last, 1.0)
-        line = end - (end - height) * (1 - done) / (1 - bend)
-        return jnp.where(done < bend, height * (done / bend) ** 4, line)
-
-    return smooth
-
-
-def method(config: Config) -> bounds.Method:
-    """The bound that held-out examples are measured with."""
-    return bounds.method(config.bound)
+def measured_by(objective: Objective) -> bounds.Method:
+    """The bound that held-out examples are measured with: that of the objective, interval bounds where it has none."""
+    return next((term.loss.method for term in objective.values() if term.loss.method), bounds.method("ibp"))
 
 
 def make_objective(config: Config, logits_fn: LogitsFn, shape: Sequence[int]) -> Objective:
     """The terms that a config names, in microbatches that are fast for this network and this shape of an image."""
-    match config.trainer:
-        case "standard":
-            terms = objectives.standard(config.compute)
-        case "pgd":
-            terms = objectives.pgd(config.train_attack_steps, config.compute)
-        case "robust":
-            terms = objectives.robust(config.bound, config.compute)
-        case "mixtrain":
-            terms = objectives.mixtrain(
-                config.bound,
-                config.robust_examples,
-                replace=config.replace and config.subsample == "batch",
-                probability=config.robust_probability,
-                dtype=config.compute,
-            )
-    if config.mixing == "convex" and config.share == 1:  # a loss that weighs nothing is not computed
-        terms = {name: term for name, term in terms.items() if name != "clean"} or terms
-    sizes = {name: config.robust_group if name != "clean" else 0 for name in terms}
     return {
-        name: term._replace(microbatch=sizes[name] or bounds.group_size(term.loss.method, logits_fn, shape))
-        for name, term in terms.items()
+        name: term._replace(microbatch=term.microbatch or bounds.group_size(term.loss.method, logits_fn, shape))
+        for name, term in config.objective.objective(config.training.compute).items()
     }
 
 
-def make_rule(config: Config, total_steps: int) -> mixing.MixRule:
+def make_rule(config: Config, objective: Objective, total_steps: int) -> mixing.MixRule:
     """The mixing rule that a config names; a single loss has nothing to be weighed against."""
-    if config.trainer in ("standard", "pgd"):
+    if len(objective) == 1:
         return mixing.constant(1.0)
-    match config.mixing:
-        case "authors":
-            return mixing.staircase(config.ramp * config.epochs)
-        case "constant":
-            return mixing.constant(config.weight)
-        case "schedule":
-            return mixing.schedule(optax.linear_schedule(0.0, config.weight, max(1, round(config.ramp * total_steps))))
-        case "convex":
-            return mixing.convex(config.share)
-        case "constrained":
-            tx = optax.sgd(config.mixing_learning_rate)
-            return mixing.constrained(config.target, tx, start=config.share)
-        case "mgda":
-            return mixing.mgda()
-        case "balanced":
-            return mixing.balanced()
+    return config.mixing.rule(mixing.Horizon(total_steps, config.training.epochs, config.radius.ramp))

@@ -12,7 +12,6 @@ import numpy as np
 from mixtrain_jax.checkpoints import Checkpoints
 from mixtrain_jax.errors import NonFiniteError
 from mixtrain_jax.fingerprints import leaf_name
-from mixtrain_jax.training.build import learning_rate
 from mixtrain_jax.training.feed import indices
 from mixtrain_jax.training.rundir import RunDir
 from mixtrain_jax.training.setup import Setup
@@ -25,7 +24,7 @@ def refuse_non_finite(setup: Setup, state: TrainState, folder: RunDir, checkpoin
     Raises:
       NonFiniteError: where it does, with the step, the last good checkpoint and the post-mortem, which is written.
     """
-    if (streak := int(state.bad.streak)) <= setup.config.bad_steps:
+    if (streak := int(state.bad.streak)) <= setup.config.training.bad_steps:
         return
     report = {**postmortem(setup, state), "last_good_checkpoint": (good := checkpoints.latest())}
     folder.write("postmortem.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -47,16 +46,16 @@ def postmortem(setup: Setup, state: TrainState) -> dict[str, Any]:
     largest = {name: number(value) for name, value in zip(names, bad.largest, strict=True)}
     broken = [name for name in setup.objective if not np.isfinite(bad.loss[name])]
     if broken and "clean" in setup.objective and "clean" not in broken:
-        advice = f"The {' and '.join(broken)} loss alone is not finite: lower weight or eps, or lengthen the ramp."
+        advice = f"The {' and '.join(broken)} loss alone is not finite: lower its weight or eps, or lengthen the ramp."
     else:
-        advice = "Lower learning_rate or weight, or lengthen the ramp."
+        advice = "Lower the learning rate or the weight, or lengthen the ramp."
     return {
         "step": step,
         "skipped_in_a_row": int(bad.streak),
         "skipped": int(bad.skipped),
         "try": advice,
         "eps": number(setup.eps(step)),
-        "learning_rate": number(learning_rate(config, setup.total_steps)(updates)),
+        "learning_rate": number(setup.rates(updates)),
         **{f"{name}_loss": number(bad.loss[name]) for name in setup.objective},
         **{f"{name}_weight": number(bad.weight[name]) for name in setup.objective},
         "largest_gradient": largest,

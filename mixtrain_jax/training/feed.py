@@ -40,13 +40,18 @@ class Feed(NamedTuple):
         return (self.compiled(self.data, handed) for handed in self.read(first, last))
 
 
+def counts(config: Config) -> tuple[int, int]:
+    """Examples of a step: those of the batch, and how many carry the loss that stands beside the clean one."""
+    return config.training.batch_size, config.objective.examples or config.training.batch_size
+
+
 def indices(config: Config, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Which of the `count` training examples are the batch of a step, and which its pool, where that is another."""
-    n, k = config.batch_size, config.robust_count()
+    n, k = counts(config)
     batch = batch_indices(config.seed, step, n, count)
-    if config.subsample != "epoch" or k == n:
+    if config.objective.pool != "epoch" or k == n:
         return batch, batch[:0]
-    return batch, subset_indices(config.seed, step, n, count, k, replace=config.replace)
+    return batch, subset_indices(config.seed, step, n, count, k, replace=config.objective.replace)
 
 
 def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mesh | None = None) -> Feed:
@@ -63,7 +68,7 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mes
       mesh: the devices; by default all.
     """
     mesh = mesh or parallel.data_mesh()
-    n, k, count = config.batch_size, config.robust_count(), len(split)
+    (n, k), count = counts(config), len(split)
     own_pool = len(indices(config, 0, count)[1]) > 0
     # Which of the examples of a step are where: those of the batch, and those of a pool of its own.
     parts = [_filled(0, n, mesh), _filled(n, k, mesh)] if own_pool else [_filled(0, n, mesh)]
@@ -74,7 +79,9 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mes
     def examples(found: list[tuple[jax.Array, jax.Array]], step: jax.Array) -> Examples:
         step_key, batches = jax.random.fold_in(key, step), []
         for (images, labels), rows, size in zip(found, parts, (n, k), strict=False):
-            images = augment(step_key, images, crop=config.crop, flip=config.flip, draws=(n + k * own_pool, rows))
+            images = augment(
+                step_key, images, crop=config.data.crop, flip=config.data.flip, draws=(n + k * own_pool, rows)
+            )
             batches.append(Batch(*parallel.pin((as_floats(images, split.levels), labels), mesh, "rows"), count=size))
         return Examples(batches[0], batches[-1])
 

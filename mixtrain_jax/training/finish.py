@@ -48,21 +48,23 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     started = time.monotonic()
     display.note(f"Measuring on the {len(dataset.test)} test images.")
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    methods = certify.methods(config.certify)
-    attacks = {"pgd": functools.partial(pgd, steps=config.attack_steps, restarts=config.attack_restarts)}
-    threat = certify.Threat(config.eps, dataset.domain)
+    methods = certify.methods(config.certify.bounds)
+    attacks = {
+        "pgd": functools.partial(pgd, steps=config.certify.attack_steps, restarts=config.certify.attack_restarts)
+    }
+    threat = certify.Threat(config.threat.eps, dataset.domain)
     evaluation = certify.evaluate(
         key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll, spread=spread
     )
     curve = None
-    if few := min(config.curve_examples, len(dataset.test)):
+    if few := min(config.certify.curve_examples, len(dataset.test)):
         curve = certify.measure_curve(
             key,
             logits_fn,
             dataset.test[:few],
             evaluation.first(few),
             methods=methods,
-            attack_steps=config.attack_steps,
+            attack_steps=config.certify.attack_steps,
             poll=poll,
             spread=spread,
         )
@@ -71,9 +73,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         display.note(f"Mind: {warning}. Attacks, that of training too, follow the other entries.")
     summary = {
         **evaluation.accuracies(),
-        "eps": config.eps,
-        "method": ", ".join(config.certify),
-        "attack": f"PGD {config.attack_steps} steps x {config.attack_restarts} starts",
+        "eps": config.threat.eps,
+        "method": ", ".join(config.certify.bounds),
+        "attack": f"PGD {config.certify.attack_steps} steps x {config.certify.attack_restarts} starts",
         "seconds": float(saved.seconds),
         "step_seconds": parallel.led(lambda: median_step(folder.metrics())),
         "certify_seconds": time.monotonic() - started,

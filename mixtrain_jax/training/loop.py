@@ -46,8 +46,8 @@ def train(
     measure(state)
     if profile:
         trace_steps(setup, state, folder.path / "profile", display)
-    many = config.steps_per_dispatch
-    log_every = max(1, total // config.points // many) * many
+    many = config.training.steps_per_dispatch
+    log_every = max(1, total // config.training.points // many) * many
     pace, agree = Pace(spent, max(1, AHEAD // many)), parallel.agreement(setup.mesh)
     done, saved_at = first, time.monotonic()
     for taken, dispatch in dispatches(setup, state, first, total):
@@ -58,7 +58,7 @@ def train(
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
-            row = pace.rates(config.batch_size)
+            row = pace.rates(config.training.batch_size)
             with pace.paused():
                 began = time.monotonic()
                 row = {**log_row(setup, state, measure(state), done), **row}
@@ -68,7 +68,7 @@ def train(
                 parallel.alone(functools.partial(folder.append_metrics, row))
                 state, best = after_row(setup, row, state, best)
         # The number of a signal, or 1 to save: any process may be told to stop, and process 0 has the clock.
-        late = time.monotonic() - saved_at >= config.checkpoint_seconds and jax.process_index() == 0
+        late = time.monotonic() - saved_at >= config.training.checkpoint_seconds and jax.process_index() == 0
         verdict = agree(stop.signal or int(late))
         if verdict or done == total:
             parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
@@ -88,7 +88,7 @@ def after_row(
     if best and row["eps"] == setup.eps(setup.total_steps) and row["heldout_verified_accuracy"] >= best.verified:
         verified = np.float64(row["heldout_verified_accuracy"])
         best = Best(np.int64(row["step"]), verified, jax.tree.map(jnp.copy, state.params))
-    if setup.config.target_on == "heldout" and row.get("clean_accuracy") is not None:
+    if setup.rule.needs_gap and row.get("clean_accuracy") is not None:
         gap = np.float32(row["clean_accuracy"] - row["heldout_clean_accuracy"])
         state = state._replace(gap=parallel.put(gap, setup.mesh, "replicated"))
     return state._replace(totals=parallel.put(Totals.zeros(setup.objective), setup.mesh, "replicated")), best

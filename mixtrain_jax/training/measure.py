@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixtrain_jax import bounds, parallel
-from mixtrain_jax.training.build import method
+from mixtrain_jax.training.build import measured_by
 from mixtrain_jax.training.setup import Setup
 from mixtrain_jax.training.state import TrainState
 from mixtrain_jax.training.steps import Batch
@@ -21,37 +21,35 @@ from mixtrain_jax.training.steps import Batch
 
 def measured(setup: Setup) -> int:
     """How many held-out examples are measured on while training."""
-    return min(setup.config.measure, len(setup.heldout))
+    return min(setup.config.training.measure, len(setup.heldout))
 
 
 def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
     """A function of the state: clean and verified accuracy on the held-out examples at the full radius."""
-    config, count = setup.config, measured(setup)
+    config, count, method = setup.config, measured(setup), measured_by(setup.objective)
     split = setup.heldout[:count].floats()
-    group = bounds.group_size(
-        method(config), functools.partial(setup.apply, setup.initial.params), split.images.shape[1:]
-    )
+    group = bounds.group_size(method, functools.partial(setup.apply, setup.initial.params), split.images.shape[1:])
 
     def correct_of(params: Any, rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         images, labels = rows
         logits_fn = functools.partial(setup.apply, params)
         right = logits_fn(images).argmax(-1) == labels
-        ball = bounds.linf_ball(images, config.eps, setup.dataset.domain)
-        lower = bounds.margins(method(config), logits_fn, group=group)(ball, labels)
+        ball = bounds.linf_ball(images, config.threat.eps, setup.dataset.domain)
+        lower = bounds.margins(method, logits_fn, group=group)(ball, labels)
         return right, right & (lower > 0).all(-1)
 
     @jax.jit
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         params, rows = parallel.pin(params, setup.mesh, "replicated"), (batch.images, batch.labels)
-        if not config.microbatches:
+        if not config.training.microbatches:
             return parallel.pin(correct_of(params, rows), setup.mesh, "replicated")
         rows = jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), rows)
         found = parallel.map_microbatches(correct_of, params, rows, setup.mesh)
         return parallel.pin(jax.tree.map(jnp.ravel, found), setup.mesh, "replicated")
 
     # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.
-    each = -(-min(config.batch_size, count) // max(config.microbatches, 1))
-    size = each * parallel.padded(config.microbatches, setup.mesh) or parallel.padded(each, setup.mesh)
+    each = -(-min(config.training.batch_size, count) // max(config.training.microbatches, 1))
+    size = each * parallel.padded(config.training.microbatches, setup.mesh) or parallel.padded(each, setup.mesh)
     rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
     correct = parallel.settled(correct, setup.mesh)
     batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]
@@ -73,7 +71,7 @@ def log_row(setup: Setup, state: TrainState, heldout: tuple[float, float], done:
     means["relative_weight"] = sum(others) / max(reference, 1e-9)
     return {
         "step": done,
-        "epoch": done * setup.config.batch_size / len(setup.train),
+        "epoch": done * setup.config.training.batch_size / len(setup.train),
         **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},  # NaN: all were skipped
         "skipped": int(skipped),
         "eps": float(np.asarray(setup.eps(done))),

@@ -52,7 +52,7 @@ def dispatches(setup: Setup, state: TrainState, first: int, last: int) -> Iterat
       first: the first step.
       last: the step behind the last one.
     """
-    many = setup.config.steps_per_dispatch
+    many = setup.config.training.steps_per_dispatch
     rest = last - (last - first) % many if many > 1 else first
     read, skipped = setup.feed.read(first, rest), setup.steps.skipped(state)
     for at in range(first, rest, many):
@@ -88,7 +88,7 @@ def one_step(
 
 def compile_steps(setup: Setup) -> None:
     """Run every program once on a copy of the first state, so that compilation is no part of the time of training."""
-    many = setup.config.steps_per_dispatch
+    many = setup.config.training.steps_per_dispatch
     if 1 < many <= setup.total_steps:
         _, dispatch = next(dispatches(setup, setup.initial, 0, many))
         jax.block_until_ready(dispatch(jax.tree.map(jnp.copy, setup.initial)))
@@ -108,7 +108,7 @@ def trace_steps(setup: Setup, state: TrainState, folder: Path, display: Display)
       folder: of the trace; where there are several processes, each has a folder in it.
       display: told what to do with it.
     """
-    many, state = setup.config.steps_per_dispatch, jax.tree.map(jnp.copy, state)
+    many, state = setup.config.training.steps_per_dispatch, jax.tree.map(jnp.copy, state)
     before, traced = -(-5 // many), -(-20 // many)  # programs
     own = folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
     with contextlib.ExitStack() as tracing:

@@ -36,7 +36,7 @@ def redraw(path: Path, display: Display, data_dir: Path | None = None) -> None:
     summary = folder.summary()
     if summary is None:
         raise ConfigError(f"{path} holds no finished run: there is no summary.json. The command that began it ends it.")
-    test = data.load(config.data, data_dir, display.progress).test
+    test = data.load(config.data.name, data_dir, display.progress).test
     try:
         evaluation, curve = _evaluation(folder.path, config, test), _curve(folder.path)
         content = page.render(config, summary, folder.metrics(), evaluation, curve, test)
@@ -44,7 +44,7 @@ def redraw(path: Path, display: Display, data_dir: Path | None = None) -> None:
         raise MixtrainError(
             f"The records in {path} are damaged, `mixtrain doctor {path}` says more: {first_line(error)}."
         ) from error
-    if curve is None and config.curve_examples:
+    if curve is None and config.certify.curve_examples:
         display.note(f"Without accuracy against the radius: there is no {CURVE}, as in runs of earlier versions.")
     folder.write("report.html", content)
     display.note(f"Report: {folder.path / 'report.html'}")
@@ -71,7 +71,7 @@ def _evaluation(folder: Path, config: Config, test: data.Split) -> certify.Evalu
         if not np.array_equal(file["labels"], test.labels):
             raise ValueError("certificates.npz is of other test images")
     return certify.Evaluation(
-        threat=certify.Threat(config.eps, data.signature(config.data).domain),
+        threat=certify.Threat(config.threat.eps, data.signature(config.data.name).domain),
         seconds={},
         **known,
         broken_by=np.full(len(test), ""),

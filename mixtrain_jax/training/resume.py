@@ -61,9 +61,9 @@ def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
         best = saved.best and saved.best._replace(
-            params=parallel.put(saved.best.params, setup.mesh, setup.config.params)
+            params=parallel.put(saved.best.params, setup.mesh, setup.config.training.params)
         )
-        state = parallel.put(saved.state, setup.mesh, setup.config.params)
+        state = parallel.put(saved.state, setup.mesh, setup.config.training.params)
         return saved._replace(state=state, best=best)
     return start
 
@@ -71,7 +71,9 @@ def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
 def untrained(setup: Setup) -> Saved:
     """What a checkpoint of step 0 would hold."""
     none = None
-    if setup.config.choose == "best":  # a copy, for the first step takes the memory of the state that it is given
+    if (
+        setup.config.training.choose == "best"
+    ):  # a copy, for the first step takes the memory of the state that it is given
         none = Best(np.int64(0), np.float64(0), jax.tree.map(jnp.copy, setup.initial.params))
     return Saved(np.int64(0), np.float64(0), setup.initial, none)
 

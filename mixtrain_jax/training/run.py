@@ -42,7 +42,7 @@ def run(
         refuse_another_config(config)
         summary = parallel.led(folder.summary)
         if summary is None:
-            setup = parallel.together(lambda: prepare(config, data.load(config.data, data_dir, display.progress)))
+            setup = parallel.together(lambda: prepare(config, data.load(config.data.name, data_dir, display.progress)))
             checkpoints = parallel.alone(lambda: held.enter_context(Checkpoints(folder.checkpoints)))
             saved = train(setup, folder, checkpoints, stop, display, profile=profile)
             summary = finish(setup, saved, folder, stop, display)
@@ -59,10 +59,10 @@ def refuse_another_config(config: Config) -> None:
     Raises:
       ConfigError: (in all processes) where one has another.
     """
-    first = parallel.led(config.to_json)
+    first = parallel.led(config.flags)
 
     def compare() -> None:
-        mine = config.to_json()
+        mine = config.flags()
         if differ := [name for name in mine if mine[name] != first[name]]:
             raise ConfigError(f"The processes of this run were given different configs ({', '.join(differ)} differ).")
 

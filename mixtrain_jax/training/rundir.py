@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import ConfigError, MixtrainError
 
 
@@ -72,19 +72,13 @@ class RunDir:
 
     def _claim(self, config: Config) -> None:
         path = self.path / "config.json"
-        mine = config.to_json()
         if not path.exists():
-            self.write("config.json", json.dumps(mine, indent=2) + "\n")
+            self.write("config.json", json.dumps(config.to_json(), indent=2) + "\n")
             return
         try:
-            theirs = json.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"Cannot read {path}: {error.strerror}. Choose another --workdir.") from error
-        except ValueError:
-            theirs = None
-        if not isinstance(theirs, dict):
-            raise ConfigError(f"{path} is damaged: it is no JSON object. Choose another --workdir.")
-        theirs = {**Config().to_json(), **theirs}  # fields that came later have their defaults
+            mine, theirs = config.flags(), of_run(self.path).flags()
+        except ConfigError as error:
+            raise ConfigError(f"{error} Choose another --workdir.") from error
         differ = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
         if differ:
             listed = ", ".join(f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in sorted(differ))

@@ -38,7 +38,8 @@ class Setup(NamedTuple):
     steps: Steps
     program: Program  # of several steps at once
     rule: mixing.MixRule
-    eps: optax.Schedule
+    eps: optax.Schedule  # radius trained on at a step, in pixel units
+    rates: optax.Schedule  # learning rate at an update
     total_steps: int
     mesh: Mesh
     initial: TrainState
