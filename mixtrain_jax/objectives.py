@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from mixtrain_jax.losses import Attacked, Bounded, Clean, Loss
+from mixtrain_jax.losses import (
+    Attacked,
+    Bounded,
+    CcIbp,
+    Clean,
+    Costly,
+    ExpIbp,
+    InputGradient,
+    Loss,
+    MtlIbp,
+    Sabr,
+    Trades,
+)
 from mixtrain_jax.schema import Choice, Range, changed
 
 
@@ -81,6 +93,14 @@ RECIPES = Choice(
         "robust": Recipe(Bounded()),
         "standard": Recipe(Clean(), clean=False),
         "pgd": Recipe(Attacked(), clean=False),
+        # As published, of every example; `clean` and `examples` make MixTrains of them.
+        "trades": Recipe(Trades(), clean=False),
+        "sabr": Recipe(Sabr(), clean=False),
+        "mtl_ibp": Recipe(MtlIbp(), clean=False),
+        "cc_ibp": Recipe(CcIbp(), clean=False),
+        "exp_ibp": Recipe(ExpIbp(), clean=False),
+        "input_gradient": Recipe(InputGradient(), clean=False),
+        "costly": Recipe(Costly()),
     },
     wrap=Recipe,
 )

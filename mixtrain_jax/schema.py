@@ -96,7 +96,7 @@ def hints(table: Any) -> dict[str, Any]:
 
 def documentation(table: Any) -> dict[str, str]:
     """What the class of a table, and those of tables inside it, say of its fields under "Attributes"."""
-    texts = docstring_parser.parse(type(table).__doc__ or "").params
+    texts = [text for kind in type(table).__mro__[::-1] for text in docstring_parser.parse(kind.__doc__ or "").params]
     found = {text.arg_name: " ".join((text.description or "").split()) for text in texts}
     for field in dataclasses.fields(table):
         if dataclasses.is_dataclass(value := getattr(table, field.name)):

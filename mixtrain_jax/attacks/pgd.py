@@ -192,10 +192,11 @@ def descend(
     ball: Interval,
     *,
     steps: int,
+    objective: Objective = cross_entropy,
 ) -> jax.Array:
     """The attack of adversarial training (Madry et al., arXiv 1706.06083): cheap, and a new one every step of training.
 
-    Gradient ascent on the cross-entropy from one random start, in steps of 2.5 radii over their number. It returns
+    Gradient ascent on an objective from one random start, in steps of 2.5 radii over their number. It returns
     where it ends, one gradient a step and nothing else; `pgd` is the stronger attack to measure with.
 
     Args:
@@ -204,13 +205,14 @@ def descend(
       labels: integer labels `[n]`.
       ball: where the attack may go, the domain included, `[n, ...]`.
       steps: gradient steps.
+      objective: what to ascend.
 
     Returns:
       Inputs `[n, ...]` in the ball.
     """
     geometry.check_ball(ball)
     climb = ordered(
-        functools.partial(value_and_gradient, lambda points: (cross_entropy(logits_fn(points), labels), None))
+        functools.partial(value_and_gradient, lambda points: (objective(logits_fn(points), labels, None), None))
     )
 
     def step(_: jax.Array, points: jax.Array) -> jax.Array:

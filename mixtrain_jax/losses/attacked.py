@@ -5,11 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
-
-from mixtrain_jax.attacks import descend
-from mixtrain_jax.bounds import specification
 from mixtrain_jax.losses.base import Context, Values
 from mixtrain_jax.losses.bounded import robust_loss
 from mixtrain_jax.schema import Range
@@ -30,8 +25,5 @@ class Attacked:
 
     def __call__(self, context: Context) -> Values:
         """The loss of each example; correct where the attack failed."""
-        found = descend(context.key, context.logits_fn, context.labels, context.ball, steps=self.steps)
-        logits = context.logits_fn(jax.lax.stop_gradient(found))
-        rows = jax.vmap(lambda label: specification(label, logits.shape[-1], logits.dtype))(context.labels)
-        margins = jnp.einsum("nmc,nc->nm", rows, logits)
+        margins = context.margins(context.attack(self.steps))
         return Values(robust_loss(margins), (margins > 0).all(-1))

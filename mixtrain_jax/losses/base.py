@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from mixtrain_jax.bounds import Interval, Method, linf_ball
+from mixtrain_jax.attacks import Objective, cross_entropy, descend
+from mixtrain_jax.bounds import Interval, Method, linf_ball, specification
 
 
 class Context(NamedTuple):
@@ -40,7 +42,22 @@ class Context(NamedTuple):
     @property
     def ball(self) -> Interval:
         """The perturbed images: all within `eps` of each image in the l-infinity norm and inside the domain."""
-        return linf_ball(self.images, self.eps, self.domain)
+        return self.wider(1.0)
+
+    def wider(self, ratio: float) -> Interval:
+        """As `ball`, at a multiple of the radius."""
+        return linf_ball(self.images, ratio * self.eps, self.domain)
+
+    def attack(self, steps: int, ratio: float = 1.0, objective: Objective = cross_entropy) -> jax.Array:
+        """Images `[n, ...]` that an attack finds within a multiple of the radius; gradients stop there."""
+        found = descend(self.key, self.logits_fn, self.labels, self.wider(ratio), steps=steps, objective=objective)
+        return jax.lax.stop_gradient(found)
+
+    def margins(self, images: jax.Array) -> jax.Array:
+        """The logit of the label less each of the others, at images `[n, ...]`: `[n, classes - 1]`."""
+        logits = self.logits_fn(images)
+        rows = jax.vmap(lambda label: specification(label, logits.shape[-1], logits.dtype))(self.labels)
+        return jnp.einsum("nmc,nc->nm", rows, logits)
 
 
 class Values(NamedTuple):
