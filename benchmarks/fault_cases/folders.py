@@ -22,7 +22,7 @@ from rich.console import Console
 from mixtrain_jax import doctor
 from mixtrain_jax.certify import certificates
 from mixtrain_jax.checkpoints import Checkpoints
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import Config, of_flags
 from mixtrain_jax.report.display import Display
 from mixtrain_jax.training import run as run_module
 from mixtrain_jax.training.rundir import RunDir
@@ -32,8 +32,9 @@ from .saved import restores, saved, state
 from .trials import Trial, judged, spawned
 
 TINY = {
-    **{"holdout": 97, "width": 8, "bound": "ibp", "batch_size": 400, "robust_examples": 4, "epochs": 2, "points": 2},
-    **{"checkpoint_seconds": 0.0, "certify": ("ibp",), "attack_steps": 1, "attack_restarts": 1, "curve_examples": 0},
+    **{"data.holdout": 97, "model.width": 8, "objective.examples": 4, "training.batch_size": 400, "training.epochs": 2},
+    **{"training.points": 2, "training.checkpoint_seconds": 0.0, "certify.bounds": ("ibp",), "certify.attack_steps": 1},
+    **{"certify.attack_restarts": 1, "certify.curve_examples": 0},
 }
 
 
@@ -161,7 +162,7 @@ def _removed(name: str, path: Path) -> str:
         return (path / "summary.json").is_file() and json.loads((path / "summary.json").read_text()) == summary
 
     with mock.patch.object(Display, "progress", progress), jax.numpy_dtype_promotion("standard"):
-        return judged(lambda: run_module.run(Config(**TINY), path, display), right, [str(path)])  # type: ignore[arg-type]
+        return judged(lambda: run_module.run(of_flags(TINY), path, display), right, [str(path)])
 
 
 def locks(rng: np.random.Generator, count: int, tmp: Path) -> Iterator[Trial]:
@@ -224,7 +225,7 @@ def _trained(path: Path, width: int = 80, encoding: str = "utf-8", terminal: boo
     """SHA-256 of all that a run has trained."""
     display = Display(_console(width, encoding, terminal))
     with jax.numpy_dtype_promotion("standard"), display:
-        return run_module.run(Config(**TINY), path, display)["state_sha256"]  # type: ignore[arg-type]
+        return run_module.run(of_flags(TINY), path, display)["state_sha256"]
 
 
 def _trained_backwards(path: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 import mixtrain_jax as mt
 from mixtrain_jax import attacks, certify, data
-from mixtrain_jax.config import Config
+from mixtrain_jax.config import of_flags
 from mixtrain_jax.data import Dataset, Split
 from mixtrain_jax.training.build import prepare
 
@@ -187,8 +187,8 @@ MISUSES: dict[str, Callable[[Any], Any]] = {
     "attacked labels that are floats": lambda m: _attack(labels=LABELS.astype(np.float32)),
     "an attack on other images than the ball's": lambda m: _attack(x=IMAGES[:3]),
     "an attack of -1 starts": lambda m: _attack(restarts=-1),
-    "held out more than there are": lambda m: prepare(Config(holdout=5000)),
-    "a network of another data set": lambda m: prepare(Config(model="resnet_imagenet", width=1)),
+    "held out more than there are": lambda m: prepare(of_flags({"data.holdout": 5000})),
+    "a network of another data set": lambda m: prepare(of_flags({"model.name": "resnet_imagenet", "model.width": 1})),
 }
 
 
