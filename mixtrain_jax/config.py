@@ -17,6 +17,7 @@ from mixtrain_jax.errors import ConfigError
 from mixtrain_jax.mixing import RULES, Mixing
 from mixtrain_jax.objectives import RECIPES, Recipe
 from mixtrain_jax.optimizers import OPTIMIZERS, RADII, SCHEDULES, Optimizer, Radius, Schedule
+from mixtrain_jax.reparam import REPARAMS, Reparam
 from mixtrain_jax.schema import Choice, Foreign, Range, changed, check, checked, differences, flatten, nearest
 
 # One source, in two places: a wheel has the experiments inside the package, a checkout beside it.
@@ -52,10 +53,12 @@ class Model:
       name: One hidden layer; the paper's small, large and residual ones; its residual ones as the authors' code has
         them, for CIFAR-10 and for ImageNet-200.
       width: Units of a hidden layer, 0 for the network's own number; 0 to 65536.
+      members: Networks whose mean logits are the prediction; 1 to 1000.
     """
 
     name: Literal["mlp", "small", "large", "resnet", "resnet_mixtrain", "resnet_imagenet"] = "mlp"
     width: Annotated[int, Range(0, 65536)] = 0
+    members: Annotated[int, Range(1, 1000)] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Certify:
 
 
 CHOICES: dict[str, Choice] = {
+    "reparam": REPARAMS,
     "objective": RECIPES,
     "mixing": RULES,
     "optimizer": OPTIMIZERS,
@@ -141,6 +145,7 @@ class Config:
     Attributes:
       data: What is trained on.
       model: The network.
+      reparam: What its parameters are made of.
       threat: What an attacker may do to an image.
       objective: The loss that stands beside the clean one, and the examples that carry it.
       mixing: How the two are weighed.
@@ -157,6 +162,7 @@ class Config:
 
     data: Data = Data()
     model: Model = Model()
+    reparam: Reparam = REPARAMS.members["plain"]
     threat: Perturbation = Perturbation()
     objective: Recipe = RECIPES.members["mixtrain"]
     mixing: Mixing = RULES.members["constrained"]
@@ -201,7 +207,7 @@ class Config:
             raise ConfigError("certify.bounds must name at least one bound.")
 
     def name_of(self, table: str) -> str:
-        """The name of a table that is chosen by name: `objective`, `mixing`, `optimizer`, `schedule` or `radius`."""
+        """The name of a table that is chosen by name: one of `CHOICES`."""
         return CHOICES[table].name_of(getattr(self, table))
 
     def flags(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ import numpy as np
 
 from mixtrain_jax import checkpoints, data, models
 from mixtrain_jax.config import Config, of_run
-from mixtrain_jax.errors import CheckpointError
+from mixtrain_jax.errors import CheckpointError, ConfigError
+from mixtrain_jax.reparam import wrapped
+from mixtrain_jax.schema import Foreign
 
 
 class Run(NamedTuple):
@@ -43,17 +46,21 @@ def load_run(path: str | Path, *, tell: Callable[[str], None] = lambda line: Non
       tell: is called with one line for every damaged checkpoint that is passed over.
 
     Raises:
-      ConfigError: where this is no folder of a run.
+      ConfigError: where this is no folder of a run, or its reparam is a class of somebody's own.
       CheckpointError: where it holds no whole checkpoint of this network.
     """
     folder = Path(path).absolute()
     config = of_run(folder)
     known = data.signature(config.data.name)
-    network = models.build(
-        config.model.name, classes=known.classes, width=config.model.width, normalization=known.normalization
+    network = models.predictor(
+        **dataclasses.asdict(config.model), classes=known.classes, normalization=known.normalization
     )
+    if isinstance(config.reparam, Foreign):
+        raise ConfigError(
+            f"{folder}: its reparam is {config.reparam.name}, a class of somebody's own, which is not imported."
+        )
     image = jax.ShapeDtypeStruct((1, *known.shape), jnp.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0), image)
+    params = jax.eval_shape(wrapped(config.reparam, network).init, jax.random.key(0), image)
     step = np.int64(0)
     wanted = {"state": {"params": params}, "best": {"step": step, "params": params}}
     if config.training.choose != "best":
@@ -63,5 +70,5 @@ def load_run(path: str | Path, *, tell: Callable[[str], None] = lambda line: Non
         raise CheckpointError(f"{folder} holds no checkpoint yet; train it first.")
     best = found.get("best", {"step": 0})
     chosen = best if best["step"] else found["state"]
-    params = jax.tree.map(jnp.asarray, chosen["params"])
-    return Run(models.pure_apply(network), params, config, known.domain, config.threat.eps)
+    params = jax.jit(config.reparam.realise)(jax.tree.map(jnp.asarray, chosen["params"]))
+    return Run(network.apply, params, config, known.domain, config.threat.eps)

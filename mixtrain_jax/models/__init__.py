@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax
 
 from mixtrain_jax.models.networks import MLP, Large, Normalized, ResNet, Small
+from mixtrain_jax.models.predictor import Predictor, ensemble, single
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -39,15 +38,29 @@ def build(
     return Normalized(network, tuple(mean), tuple(std))
 
 
-def pure_apply(network: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
-    """A network as `(params, images [n, height, width, channels]) -> logits [n, classes]`."""
+def predictor(
+    name: str,
+    *,
+    classes: int,
+    width: int = 0,
+    members: int = 1,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Predictor:
+    """A network, or the mean logits of several, as two pure functions; the arguments are those of `build`."""
+    member = single(build(name, classes=classes, width=width, normalization=normalization))
+    return ensemble(member, members) if members > 1 else member
 
-    def apply(params: Any, images: jax.Array) -> jax.Array:
-        logits = network.apply(params, images)
-        assert isinstance(logits, jax.Array)
-        return logits
 
-    return apply
-
-
-__all__ = ["MLP", "MODELS", "Large", "Normalized", "ResNet", "Small", "build", "pure_apply"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "Large",
+    "Normalized",
+    "Predictor",
+    "ResNet",
+    "Small",
+    "build",
+    "ensemble",
+    "predictor",
+    "single",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from mixtrain_jax.attacks import LogitsFn
 from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError
 from mixtrain_jax.objectives import Objective
+from mixtrain_jax.reparam import wrapped
 from mixtrain_jax.training.feed import make_feed
 from mixtrain_jax.training.program import make_program
 from mixtrain_jax.training.setup import Setup
@@ -42,13 +44,14 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         )
     count = len(train_split)
     total_steps = max(1, round(config.training.epochs * count / n))
-    network = models.build(
-        config.model.name, classes=dataset.classes, width=config.model.width, normalization=dataset.normalization
+    network = models.predictor(
+        **dataclasses.asdict(config.model), classes=dataset.classes, normalization=dataset.normalization
     )
+    predictor = wrapped(config.reparam, network)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    apply, example = models.pure_apply(network), heldout[:1].floats().images
+    apply, example = predictor.apply, heldout[:1].floats().images
     try:
-        params = jax.jit(network.init)(init_key, example)
+        params = jax.jit(predictor.init)(init_key, example)
     except (ValueError, TypeError, ZeroDivisionError) as error:  # a layer has no pixels left
         raise ConfigError(
             f"The network {config.model.name} cannot take images of shape {list(example.shape[1:])}, those of "
@@ -91,6 +94,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         train_split,
         heldout,
         apply,
+        network.apply,
         objective,
         feed,
         steps,

@@ -35,7 +35,8 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     config, dataset = setup.config, setup.dataset
     saved = parallel.fetch(saved)
     step, params = chosen(saved)
-    logits_fn = functools.partial(setup.apply, jax.tree.map(jnp.asarray, params))
+    realised = jax.jit(config.reparam.realise)(jax.tree.map(jnp.asarray, params))
+    logits_fn = functools.partial(setup.network, realised)
     spread = parallel.by_rows(setup.mesh)
 
     agree = parallel.agreement(setup.mesh)

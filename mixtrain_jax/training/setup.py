@@ -32,7 +32,8 @@ class Setup(NamedTuple):
     dataset: data.Dataset
     train: data.Split | data.Streamed
     heldout: data.Split
-    apply: Apply
+    apply: Apply  # of what is trained
+    network: Apply  # of the parameters that it stands for
     objective: Objective
     feed: Feed
     steps: Steps
