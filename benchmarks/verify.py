@@ -64,7 +64,7 @@ def of_planted(count: int, seconds: float) -> list[dict[str, Any]]:
 def of_run(folder: Path, seconds: float, examples: int) -> dict[str, Any]:
     """Verdicts on the test images of a run."""
     run = load_run(folder)
-    test = data.load(run.config.data).test.load().floats()
+    test = data.load(run.config.data.name).test.load().floats()
     images, labels = test.images[: examples or None], test.labels[: examples or None]
     threat = Threat(run.eps, run.domain)
     outer, inner = (

@@ -64,7 +64,7 @@ class Field(typing.NamedTuple):
         if isinstance(value, bool):
             return not value
         if isinstance(value, list):
-            return tuple(value[:1])
+            return tuple(value[:-1])
         return next((choice for choice in typing.get_args(self.hint) if choice != value), None)
 
 

@@ -92,9 +92,9 @@ def test_sums_of_microbatches_are_in_their_order_whatever_the_devices(count):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"microbatches": 64, "batch_size": 50}, "microbatches must be at most batch_size, got 64 of 50"),
-        ({"microbatches": 8, "params": "fsdp"}, "microbatches needs params = 'replicated'"),
-        ({"microbatches": 8, "steps_per_dispatch": 2}, "microbatches needs steps_per_dispatch = 1"),
+        ({"microbatches": 64, "batch_size": 50}, "microbatches must be at most training.batch_size, got 64 of 50"),
+        ({"microbatches": 8, "params": "fsdp"}, "microbatches needs training.params = 'replicated'"),
+        ({"microbatches": 8, "steps_per_dispatch": 2}, "microbatches needs training.steps_per_dispatch = 1"),
         ({"microbatches": -1}, "microbatches must be a number, 0 to 4096"),
     ],
 )

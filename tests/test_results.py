@@ -238,7 +238,7 @@ def test_dynamic_weights_against_the_front_of_fixed_ones(tmp_path, page):
     text = page(*folder.glob("*"))
     assert [line.split(" |")[0][2:] for line in text.splitlines() if line.startswith(("| convex", "| stair"))] == [
         *[f"convex {share}" for share in fixed],
-        "authors",
+        "staircase",
     ]
     # The front is 0.8 -> 0.7, 0.9 -> 0.6: at 0.85 it is 65.
     assert row(text, "constrained 0.99")[1:] == ["85.00 ± 0.00", "68.00 ± 1.41", "3.00 ± 1.00 points more"]

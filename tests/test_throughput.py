@@ -163,7 +163,7 @@ def nan_at(*steps):
     def weights(signals, state):
         return dict.fromkeys(signals.terms, jnp.where((signals.step == at).any(), jnp.nan, jnp.float32(1))), state
 
-    return lambda config, total: mixing.MixRule(lambda: (), weights)
+    return lambda config, objective, total: mixing.MixRule(lambda: (), weights)
 
 
 def test_steps_that_are_not_finite_are_skipped_within_a_program(monkeypatch):
