@@ -242,7 +242,7 @@ def test_dynamic_weights_against_the_front_of_fixed_ones(tmp_path, page):
     ]
     # The front is 0.8 -> 0.7, 0.9 -> 0.6: at 0.85 it is 65.
     assert row(text, "constrained 0.99")[1:] == ["85.00 ± 0.00", "68.00 ± 1.41", "3.00 ± 1.00 points more"]
-    assert row(text, "authors")[3] == "cleaner than every fixed weight"
+    assert row(text, "staircase")[3] == "cleaner than every fixed weight"
     assert studies.front([(95, 50), (85, 55), (90, 60), (80, 70)]) == [(80, 70), (90, 60), (95, 50)]
     assert (tmp_path / "docs" / "results-weights-digits.svg").read_text().startswith("<svg")
 
