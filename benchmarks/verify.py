@@ -37,6 +37,8 @@ def of_planted(count: int, seconds: float) -> list[dict[str, Any]]:
     """Verdicts on `count` networks that are robust by `NEAR` and as many that are not."""
     verifier = Verifier(apply, random_network(np.random.default_rng(0), *SIZES), SIZES[:1], batch=32)
     ways = list(itertools.product(("neurons", "inputs"), (True, False)))
+    for branching in ("neurons", "inputs"):
+        verifier.compile(*planted(0, SIZES, EPS, NEAR)[1:], branching=branching)
     found: dict[Any, list[Answer]] = collections.defaultdict(list)
     for seed, by in itertools.product(range(count), (NEAR, -NEAR)):
         params, ball, label = planted(seed, SIZES, EPS, by)
@@ -160,7 +162,7 @@ def main() -> None:
             "wall_seconds": round(time.time() - started),
             "rows": rows,
         }
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        options.out.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
