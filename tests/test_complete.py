@@ -3,6 +3,7 @@ import io
 
 import jax
 import numpy as np
+import program
 import pytest
 import small_networks as networks
 from rich.console import Console
@@ -20,7 +21,8 @@ def judged():
     rng = np.random.default_rng(3)
     params = tuple((rng.normal(size=s) / s[0] ** 0.5).astype(np.float32) for s in ((9, 16), (16, 4)))
     split = networks.labelled(functools.partial(apply, params), networks.images(4, 24))
-    options = {"attacks": {"fgsm": fgsm}, "methods": certify.methods(["ibp"]), "layer_examples": 0, "seconds": 30.0}
+    options = {"attacks": {"fgsm": fgsm}, "methods": certify.methods(["ibp"]), "layer_examples": 0}
+    options["seconds"] = float(program.LIMIT)
     return judge(apply, params, split, Threat(0.05), batch_size=8, **options), params, split
 
 
@@ -57,7 +59,8 @@ def test_the_report_says_by_what_in_how_many_domains_and_seconds(judged):
     assert sum(summary["proved"].values()) == numbers["verified_by"]["complete"] == (at.proved_by == "complete").sum()
     console = Console(file=io.StringIO(), width=200)
     report.show(console, numbers)
-    assert f"Complete verification of {summary['images']} open images, 30 s each: " in console.file.getvalue()
+    counted = f"Complete verification of {summary['images']} open images"
+    assert f"{counted}, {program.LIMIT} s each: " in console.file.getvalue()
     assert " by inputs" in console.file.getvalue()
     assert "Complete verification" in report.render(found, numbers, split, {"model": "net"})
 
