@@ -53,9 +53,10 @@ def recorded(path: Path) -> list[dict]:
 
 
 def chosen(arguments: argparse.Namespace, expected: dict[tuple[str, str], str]) -> list[Instance]:
-    """The instances that the arguments ask for, of those with an expected result."""
+    """The instances that the arguments ask for, of those with an expected result and whose networks are there."""
     instances = read_instances(arguments.folder / "instances.csv", arguments.timeout)
     instances = [instance for instance in instances if names(instance) in expected]
+    instances = [instance for instance in instances if all(path.exists() for path in instance.networks.values())]
     if arguments.properties:
         wanted = {f"prop_{number}" for number in arguments.properties.split(",")}
         instances = [instance for instance in instances if names(instance)[1] in wanted]
