@@ -103,7 +103,7 @@ def judge(arguments: Sequence[str]) -> int:
         model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
         data: str | None = None,
         eps: float | None = None,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Literal["linf", "l2"] | None = None,
         examples: int = 1000,
         attacks: Literal["customary", "quick", "strong"] = "strong",
         certify: tuple[MethodName, ...] = ("ibp", "symbolic", "crown", "alpha_crown"),
@@ -124,7 +124,8 @@ def judge(arguments: Sequence[str]) -> int:
           model: A run folder, FILE.onnx, or package.module:attribute, which runs the code of that module.
           data: Data set whose test images are used; by default that of the run.
           eps: Radius in pixel units; by default that of the run.
-          norm: linf, the largest change of a pixel, or l2, the Euclidean length of all changes.
+          norm: linf, the largest change of a pixel, or l2, the Euclidean length of all changes; by default that of the
+            run, else linf.
           examples: How many of the first test images; 0 for all.
           attacks: customary, PGD-20 alone; quick, the strong ones with short budgets; strong, PGD-20, the standard
             ensemble with its published budgets, and the interval attack.

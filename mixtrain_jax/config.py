@@ -66,10 +66,12 @@ class Perturbation:
     """What an attacker may do to an image of the domain.
 
     Attributes:
-      eps: Radius of the l-infinity ball that is certified, in pixel units; 0 to 1.
+      eps: Radius that is certified, in pixel units, at most 1 for linf; 0 to 100.
+      norm: Of the perturbation: linf, the largest change of a pixel; l2, the Euclidean length of all changes.
     """
 
-    eps: Annotated[float, Range(0, 1)] = 0.1
+    eps: Annotated[float, Range(0, 100)] = 0.1
+    norm: Literal["linf", "l2"] = "linf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +190,8 @@ class Config:
                 "objective.examples must be at most training.batch_size (k of n), "
                 f"got {self.objective.examples} of {training.batch_size}."
             )
+        if self.threat.norm == "linf" and self.threat.eps > 1:
+            raise ConfigError(f"threat.eps must be a number, 0 to 1, for the norm linf; got {self.threat.eps:g}.")
         if training.microbatches > training.batch_size:
             raise ConfigError(
                 "training.microbatches must be at most training.batch_size, "

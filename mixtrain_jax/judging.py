@@ -40,7 +40,7 @@ class Subject(NamedTuple):
     params: Any
     name: str
     dataset: data.Dataset
-    eps: float | None  # that it was trained for, where that is known
+    threat: Threat | None  # that it was trained for, where that is known
 
 
 def judge(
@@ -48,7 +48,7 @@ def judge(
     display: Display,
     *,
     eps: float | None = None,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Literal["linf", "l2"] | None = None,
     examples: int = 1000,
     attacks: str = "strong",
     certify: Sequence[str] = METHODS,
@@ -65,7 +65,7 @@ def judge(
       source: the model and its data.
       display: shows what happens.
       eps: radius in pixel units; by default that of the run.
-      norm: of the ball.
+      norm: of the ball; by default that of the run, else linf.
       examples: how many of the first test images; 0 for all.
       attacks: name of a `certify.suite`.
       certify: names of bounds, cheapest first.
@@ -86,11 +86,11 @@ def judge(
         )
     if complete is not None and not complete > 0:
         raise ConfigError(f"judge wants complete to be seconds above 0 for an image, got {complete:g}.")
-    _check_before_loading("judge", source, eps, norm)
+    _check_before_loading("judge", source, eps, norm or "linf")
     subject = load(source, display)
     threat = _threat(subject, eps, norm)
     split = subject.dataset.test[: examples or len(subject.dataset.test)].floats()
-    folder = RunDir(out or Path("judgements") / f"{subject.name}-{norm}-{threat.eps:g}")
+    folder = RunDir(out or Path("judgements") / f"{subject.name}-{threat.norm}-{threat.eps:g}")
     display.note(f"Judging {subject.name} on {len(split)} images of {subject.dataset.name}, {threat}.")
     for doubt in threat.doubts(split.images.shape[1:]):
         display.note(doubt)
@@ -120,7 +120,7 @@ def judge(
         **environment.versions(environment.TRAINING),
     }
     numbers = {**report.to_json(found, split), **about}
-    certificates = _certificates(found, subject, split, display) if norm == "linf" and methods else None
+    certificates = _certificates(found, subject, split, display) if threat.norm == "linf" and methods else None
     folder.make()
     arrays = {"adversarial.npz": _adversarial(found), "certificates.jsonl": certificates}
     hashes = sha256_of_files(arrays)
@@ -158,7 +158,7 @@ def verify(file: Path, source: Source, display: Display, *, eps: float | None = 
     certificates = certify_lib.read(file)
     _check_before_loading("verify-certificate", source, eps)
     subject = load(source, display)
-    threat = _threat(subject, eps)
+    threat = _threat(subject, eps, "linf")  # that of certificates
     test = subject.dataset.test
     split = test[: examples or len(test)]
     indices = [record.index for record in certificates.records if not examples or record.index < len(split)]
@@ -184,10 +184,15 @@ def _check_before_loading(
         Threat(eps, norm=norm)
 
 
-def _threat(subject: Subject, eps: float | None, norm: Literal["linf", "l2"] = "linf") -> Threat:
-    radius = subject.eps if eps is None else eps
-    assert radius is not None  # runs have one
-    return Threat(radius, subject.dataset.domain, norm)
+def _threat(subject: Subject, eps: float | None, norm: Literal["linf", "l2"] | None) -> Threat:
+    trained = subject.threat
+    norm = norm or (trained.norm if trained else "linf")
+    if eps is None:
+        assert trained is not None  # runs have one
+        if norm != trained.norm:
+            raise ConfigError(f"{subject.name} was trained for the norm {trained.norm}; say --eps for {norm}.")
+        return trained
+    return Threat(eps, subject.dataset.domain, norm)
 
 
 def load(source: Source, display: Display) -> Subject:
@@ -203,7 +208,7 @@ def load(source: Source, display: Display) -> Subject:
     if _is_run(source):
         run = load_run(folder, tell=display.note)
         dataset = data.load(source.data or run.config.data.name, source.data_dir, display.progress)
-        return Subject(run.apply, run.params, folder.name, dataset, run.eps)
+        return Subject(run.apply, run.params, folder.name, dataset, run.threat)
     assert source.data is not None  # it is checked
     dataset = data.load(source.data, source.data_dir, display.progress)
     shape = dataset.test.images.shape[1:]

@@ -16,6 +16,7 @@ from mixtrain_jax.config import Config, of_run
 from mixtrain_jax.errors import CheckpointError, ConfigError
 from mixtrain_jax.reparam import wrapped
 from mixtrain_jax.schema import Foreign
+from mixtrain_jax.threat import Threat
 
 
 class Run(NamedTuple):
@@ -26,14 +27,19 @@ class Run(NamedTuple):
       params: a pytree of arrays.
       config: the experiment.
       domain: lowest and highest value of a pixel.
-      eps: radius in pixel units that the run certifies, in the l-infinity norm.
+      threat: what the run certifies against: radius in pixel units, domain, norm.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
     params: Any
     config: Config
     domain: tuple[float, float]
-    eps: float
+    threat: Threat
+
+    @property
+    def eps(self) -> float:
+        """Radius in pixel units that the run certifies."""
+        return self.threat.eps
 
 
 def load_run(path: str | Path, *, tell: Callable[[str], None] = lambda line: None) -> Run:
@@ -71,4 +77,4 @@ def load_run(path: str | Path, *, tell: Callable[[str], None] = lambda line: Non
     best = found.get("best", {"step": 0})
     chosen = best if best["step"] else found["state"]
     params = jax.jit(config.reparam.realise)(jax.tree.map(jnp.asarray, chosen["params"]))
-    return Run(network.apply, params, config, known.domain, config.threat.eps)
+    return Run(network.apply, params, config, known.domain, Threat(config.threat.eps, known.domain, config.threat.norm))

@@ -62,7 +62,8 @@ def test_an_unknown_flag_exits_with_2_and_comes_with_the_nearest():
     ("arguments", "message"),
     [
         (["digist"], r"train\.py: There is no config 'digist'; did you mean 'digits'"),
-        (["--threat.eps", "-1"], r"train\.py: threat\.eps must be a number, 0 to 1; got -1\.0\."),
+        (["--threat.eps", "-1"], r"train\.py: threat\.eps must be a number, 0 to 100; got -1\.0\."),
+        (["--threat.eps", "8"], r"threat\.eps must be a number, 0 to 1, for the norm linf; got 8"),
         (["--threat.eps", "nan"], r"train\.py: threat\.eps must be a number"),
         (["--model.width", "many"], "--model.width"),
         (["--model.name", "rnn"], "--model.name"),

@@ -51,7 +51,16 @@ class Field(typing.NamedTuple):
     def config(self, **values):
         """A config of this value, by the keyword `value`, and of others by their flags."""
         value = {self.flag: values.pop("value")} if "value" in values else {}
-        return of_flags({"training.batch_size": 1000, "objective.examples": 1, **self.chosen, **value, **values})
+        return of_flags(
+            {
+                "training.batch_size": 1000,
+                "objective.examples": 1,
+                "threat.norm": "l2",
+                **self.chosen,
+                **value,
+                **values,
+            }
+        )
 
     def get(self, config):
         return config.flags()[self.flag]
@@ -249,7 +258,7 @@ def test_every_field_has_help_that_names_its_limits(field):
 
 
 def test_nan_and_lists_in_a_file_are_refused(write):
-    with pytest.raises(ConfigError, match=r"mine\.toml: threat\.eps must be a number, 0 to 1; got nan"):
+    with pytest.raises(ConfigError, match=r"mine\.toml: threat\.eps must be a number, 0 to 100; got nan"):
         write("[threat]\neps = nan")
     with pytest.raises(ConfigError, match=r"mine\.toml: model\.width must be of type int"):
         write("[model]\nwidth = [1, 2]")

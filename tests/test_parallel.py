@@ -126,7 +126,7 @@ def of_labels(mesh, k, n):
     steps = make_steps(
         lambda params, images: jnp.tile(params, (len(images), 1)),
         objective,
-        **{"domain": (0.0, 1.0), "eps": optax.constant_schedule(0.1)},
+        **{"threat": Threat(0.1), "eps": optax.constant_schedule(0.1)},
         **{"key": jax.random.key(7), "rule": rule, "tx": tx, "steps_per_epoch": 1.0, "mesh": mesh},
     )
     params, zero = jnp.zeros(n), jnp.zeros(())

@@ -13,6 +13,7 @@ from mixtrain_jax import losses, mixing, optimizers
 from mixtrain_jax.bounds import linf_ball
 from mixtrain_jax.losses import Attacked, Bounded, Context, Costly, InputGradient, Sabr, Trades
 from mixtrain_jax.objectives import RECIPES
+from mixtrain_jax.threat import Threat
 from mixtrain_jax.training.steps import computed_in
 
 LOSSES = {name: recipe.loss for name, recipe in RECIPES.members.items() if name != "mixtrain"}
@@ -43,7 +44,7 @@ def examples(seed=1):
 
 
 def context(key, params, images, labels, eps=EPS, apply=network):
-    return Context(key, apply, params, images, labels, jnp.float32(eps), (0.0, 1.0))
+    return Context(key, apply, params, images, labels, jnp.float32(eps), Threat(EPS))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from mixtrain_jax.losses import Attacked, Bounded, Clean, Context, Values
 from mixtrain_jax.mixing import Metrics, MixRule
 from mixtrain_jax.objectives import Term, present
 from mixtrain_jax.report.display import Display
+from mixtrain_jax.threat import Threat
 from mixtrain_jax.training import build, loop, pace
 from mixtrain_jax.training.build import make_objective, make_rule, prepare
 from mixtrain_jax.training.finish import finish
@@ -101,7 +102,7 @@ def steps_of(
     return make_steps(
         NET.apply,
         objective,
-        domain=(0.0, 1.0),
+        threat=Threat(eps),
         eps=optax.constant_schedule(eps),
         key=KEY,
         rule=rule or mixing.convex(0.3),
@@ -280,7 +281,7 @@ def test_robust_part_draws_other_examples_at_another_step():
 
 
 def context(key, apply, params, batch, eps):
-    return Context(key, apply, params, batch.images, batch.labels, jnp.float32(eps), (0.0, 1.0))
+    return Context(key, apply, params, batch.images, batch.labels, jnp.float32(eps), Threat(eps))
 
 
 def test_the_attacked_loss_of_a_linear_network_is_that_of_the_corner(key):

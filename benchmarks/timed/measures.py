@@ -18,6 +18,7 @@ from mixtrain_jax.bounds.cpu import ordered
 from mixtrain_jax.bounds.loops import total
 from mixtrain_jax.losses import Attacked, Bounded, Clean
 from mixtrain_jax.objectives import Term
+from mixtrain_jax.threat import Threat
 from mixtrain_jax.training.state import NonFinite, Totals, TrainState
 from mixtrain_jax.training.steps import Batch, LossAndGrad, Steps, grouped, make_steps
 from timed.nets import DOMAIN, EPS, Net, Problem, make_problem
@@ -166,7 +167,7 @@ def steps(problem: Problem, **terms: Term) -> tuple[Steps, TrainState, Batch]:
     made = make_steps(
         problem.apply,
         terms,
-        **{"domain": DOMAIN, "eps": optax.constant_schedule(EPS)},
+        **{"threat": Threat(EPS, DOMAIN), "eps": optax.constant_schedule(EPS)},
         **{"key": jax.random.key(1), "rule": rule, "tx": tx, "steps_per_epoch": 4},
     )
     zero = jnp.zeros((), jnp.int32)

@@ -6,7 +6,7 @@ from mixtrain_jax.certify.checker import Report, verify
 from mixtrain_jax.certify.complete import Completion, complete
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
 from mixtrain_jax.certify.judge import CUSTOMARY, METHODS, SUITES, Judgement, Layer, judge, suite
-from mixtrain_jax.certify.threat import Threat
+from mixtrain_jax.threat import Threat
 
 __all__ = [
     "CUSTOMARY",

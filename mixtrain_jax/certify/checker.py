@@ -25,10 +25,10 @@ from mixtrain_jax.certify import recompute
 from mixtrain_jax.certify.certificates import Certificate, Certificates, image_sha256, intact
 from mixtrain_jax.certify.network import check_network
 from mixtrain_jax.certify.program import Program, read_program
-from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import CertificateError
 from mixtrain_jax.fingerprints import fingerprint
+from mixtrain_jax.threat import Threat
 
 ACCEPTED = ""
 CHANGED = "changed since it was written"

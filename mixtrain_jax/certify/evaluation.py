@@ -20,9 +20,9 @@ from mixtrain_jax.attacks import NO_CLASS, Attack, LogitsFn, Poll, Record, in_tu
 from mixtrain_jax.bounds import Method, margins
 from mixtrain_jax.bounds.outward import domain_ends, round_up
 from mixtrain_jax.certify.network import check_network
-from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.errors import SoundnessError
+from mixtrain_jax.threat import Threat
 
 Spread = Callable[[Callable[..., Any]], Callable[..., Any]]  # as in `parallel`, which is not for certificates to know
 

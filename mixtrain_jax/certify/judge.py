@@ -28,9 +28,9 @@ from mixtrain_jax.bounds import Bounded, BoundsError, Hidden, Method, Undefined,
 from mixtrain_jax.bounds import methods as bounds_of
 from mixtrain_jax.certify.complete import Completion, complete
 from mixtrain_jax.certify.evaluation import Curve, Evaluation, evaluate, measure_curve
-from mixtrain_jax.certify.threat import Threat
 from mixtrain_jax.data import Split
 from mixtrain_jax.fingerprints import by_name
+from mixtrain_jax.threat import Threat
 
 METHODS = ("ibp", "symbolic", "crown", "alpha_crown")
 CUSTOMARY = "pgd-20"

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mixtrain_jax.attacks import Objective, cross_entropy, descend
-from mixtrain_jax.bounds import Interval, Method, linf_ball, specification
+from mixtrain_jax.bounds import Interval, Method, specification
+from mixtrain_jax.threat import Threat
 
 
 class Context(NamedTuple):
@@ -23,7 +24,7 @@ class Context(NamedTuple):
       images: `[n, height, width, channels]`, float32.
       labels: `[n]`, integers.
       eps: radius of the perturbations at this step, in pixel units; a scalar.
-      domain: lowest and highest pixel.
+      threat: norm and domain of the perturbations; its own radius is the one that is certified.
     """
 
     key: jax.Array
@@ -32,7 +33,7 @@ class Context(NamedTuple):
     images: jax.Array
     labels: jax.Array
     eps: jax.Array
-    domain: tuple[float, float]
+    threat: Threat
 
     @property
     def logits_fn(self) -> Callable[[jax.Array], jax.Array]:
@@ -41,12 +42,12 @@ class Context(NamedTuple):
 
     @property
     def ball(self) -> Interval:
-        """The perturbed images: all within `eps` of each image in the l-infinity norm and inside the domain."""
+        """The perturbed images: all within `eps` of each image in the norm, and inside the domain."""
         return self.wider(1.0)
 
     def wider(self, ratio: float) -> Interval:
         """As `ball`, at a multiple of the radius."""
-        return linf_ball(self.images, ratio * self.eps, self.domain)
+        return self.threat.ball(self.images, jnp.broadcast_to(ratio * self.eps, len(self.images)))
 
     def attack(self, steps: int, ratio: float = 1.0, objective: Objective = cross_entropy) -> jax.Array:
         """Images `[n, ...]` that an attack finds within a multiple of the radius; gradients stop there."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import jax.numpy as jnp
 
 from mixtrain_jax import bounds
-from mixtrain_jax.bounds import Interval, linf_ball
+from mixtrain_jax.bounds import BoundsError, Interval, linf_ball
 from mixtrain_jax.bounds.methods import MethodName
 from mixtrain_jax.losses.base import Context, Values
 from mixtrain_jax.losses.bounded import robust_loss
@@ -41,10 +41,16 @@ class Sabr:
         return bounds.method(self.bound)
 
     def box(self, context: Context) -> Interval:
-        """The box of each example."""
+        """The box of each example.
+
+        Raises:
+          BoundsError: where the norm is not l-infinity, in which it has no box.
+        """
+        if context.threat.norm != "linf":
+            raise BoundsError(f"SABR wants the norm linf, whose balls are boxes, got {context.threat.norm}.")
         room = (1 - self.ratio) * context.eps
         center = jnp.clip(context.attack(self.steps), context.images - room, context.images + room)
-        return linf_ball(center, self.ratio * context.eps, context.domain)
+        return linf_ball(center, self.ratio * context.eps, context.threat.domain)
 
     def __call__(self, context: Context) -> Values:
         """The loss of each example; correct where its box is verified."""

@@ -34,7 +34,6 @@ def render(
     test: Split,
 ) -> str:
     """The page as text. Without matplotlib it has the numbers and says how to get the plots."""
-    eps = summary["eps"]
     words = {
         "clean": ("clean_accuracy", "of the test images as they are"),
         "attacked": ("attacked_accuracy", f"withstand {summary['attack']}: robust accuracy is at most this"),
@@ -43,7 +42,7 @@ def render(
     numbers = "".join(number(name, summary[key], text) for name, (key, text) in words.items())
     proved = ", ".join(f"{count} by {name}" for name, count in summary["verified_by"].items())
     body = [
-        f"<h1>{html.escape(config.data.name)}, {html.escape(config.model.name)}, l-infinity eps {eps:g}</h1>",
+        f"<h1>{html.escape(config.data.name)}, {html.escape(config.model.name)}, {evaluation.threat}</h1>",
         f"<p class=caption>{summary['test_examples']} test images, seed {summary['seed']}, "
         f"{summary['seconds']:.0f} s of training on {html.escape(summary['device'])}</p>",
         *_skipped(summary.get("skipped", 0)),

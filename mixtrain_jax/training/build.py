@@ -16,6 +16,7 @@ from mixtrain_jax.config import Config
 from mixtrain_jax.errors import ConfigError
 from mixtrain_jax.objectives import Objective
 from mixtrain_jax.reparam import wrapped
+from mixtrain_jax.threat import Threat
 from mixtrain_jax.training.feed import make_feed
 from mixtrain_jax.training.program import make_program
 from mixtrain_jax.training.setup import Setup
@@ -57,6 +58,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
             f"The network {config.model.name} cannot take images of shape {list(example.shape[1:])}, those of "
             f"{config.data.name}: {str(error).splitlines()[0]}."
         ) from error
+    threat = Threat(config.threat.eps, dataset.domain, config.threat.norm)
     eps = config.radius.radii(config.threat.eps, total_steps)
     rates = config.schedule.rates(config.optimizer.learning_rate, total_steps)
     tx = config.optimizer.transformation(rates)
@@ -65,7 +67,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
     steps = make_steps(
         apply,
         objective,
-        domain=dataset.domain,
+        threat=threat,
         eps=eps,
         key=step_key,
         rule=rule,
@@ -100,6 +102,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
         steps,
         program,
         rule,
+        threat,
         eps,
         rates,
         total_steps,

@@ -53,9 +53,8 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     attacks = {
         "pgd": functools.partial(pgd, steps=config.certify.attack_steps, restarts=config.certify.attack_restarts)
     }
-    threat = certify.Threat(config.threat.eps, dataset.domain)
     evaluation = certify.evaluate(
-        key, logits_fn, dataset.test, threat, attacks=attacks, methods=methods, poll=poll, spread=spread
+        key, logits_fn, dataset.test, setup.threat, attacks=attacks, methods=methods, poll=poll, spread=spread
     )
     curve = None
     if few := min(config.certify.curve_examples, len(dataset.test)):

@@ -34,7 +34,7 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
         images, labels = rows
         logits_fn = functools.partial(setup.apply, params)
         right = logits_fn(images).argmax(-1) == labels
-        ball = bounds.linf_ball(images, config.threat.eps, setup.dataset.domain)
+        ball = setup.threat.ball(images, setup.threat.radii(len(images)))
         lower = bounds.margins(method, logits_fn, group=group)(ball, labels)
         return right, right & (lower > 0).all(-1)
 

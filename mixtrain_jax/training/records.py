@@ -71,7 +71,7 @@ def _evaluation(folder: Path, config: Config, test: data.Split) -> certify.Evalu
         if not np.array_equal(file["labels"], test.labels):
             raise ValueError("certificates.npz is of other test images")
     return certify.Evaluation(
-        threat=certify.Threat(config.threat.eps, data.signature(config.data.name).domain),
+        threat=certify.Threat(config.threat.eps, data.signature(config.data.name).domain, config.threat.norm),
         seconds={},
         **known,
         broken_by=np.full(len(test), ""),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from mixtrain_jax import data, mixing
 from mixtrain_jax.config import Config
 from mixtrain_jax.objectives import Objective
+from mixtrain_jax.threat import Threat
 from mixtrain_jax.training.feed import Feed
 from mixtrain_jax.training.state import TrainState
 from mixtrain_jax.training.steps import Apply, Steps
@@ -39,6 +40,7 @@ class Setup(NamedTuple):
     steps: Steps
     program: Program  # of several steps at once
     rule: mixing.MixRule
+    threat: Threat  # what is certified
     eps: optax.Schedule  # radius trained on at a step, in pixel units
     rates: optax.Schedule  # learning rate at an update
     total_steps: int

@@ -22,6 +22,7 @@ from mixtrain_jax.bounds.loops import total
 from mixtrain_jax.losses import Context
 from mixtrain_jax.mixing import Metrics, MixRule, Signals, Weights
 from mixtrain_jax.objectives import Objective, Term
+from mixtrain_jax.threat import Threat
 from mixtrain_jax.training.state import NonFinite, TermTotals, Totals, TrainState
 
 Apply = Callable[[Any, jax.Array], jax.Array]  # (params, images) -> logits
@@ -141,7 +142,7 @@ def make_steps(
     apply: Apply,
     objective: Objective,
     *,
-    domain: tuple[float, float],
+    threat: Threat,
     eps: optax.Schedule,
     key: jax.Array,
     rule: MixRule,
@@ -157,7 +158,7 @@ def make_steps(
     Args:
       apply: `(params, images) -> logits`.
       objective: the terms.
-      domain: lowest and highest pixel.
+      threat: norm and domain of the perturbations.
       eps: radius at a step, in pixel units.
       key: of subsamples and attacks; a step's own key is folded from it, so a resumed run draws the same ones.
       rule: weighs the terms.
@@ -178,7 +179,7 @@ def make_steps(
             images, labels, weights, number = rows
             key_of_group = jax.random.fold_in(jax.random.fold_in(key, step), number[0])
             radius = jnp.asarray(eps(step), images.dtype)
-            values = term.loss(Context(key_of_group, term_apply, params, images, labels, radius, domain))
+            values = term.loss(Context(key_of_group, term_apply, params, images, labels, radius, threat))
             return (weights * values.loss).sum(), jnp.where(values.correct, weights, 0).sum()
 
         gradients = ordered(jax.value_and_grad(mean, has_aux=True))
