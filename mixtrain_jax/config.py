@@ -119,6 +119,8 @@ class Certify:
       bounds: Tried in turn; an image is verified when one of them proves it.
       attack_steps: Steps of the PGD attack; 1 to 10000.
       attack_restarts: Starts of the PGD attack; 1 to 1000.
+      complete: Seconds of complete verification for each image that bounds and attack leave open, compilation apart; 0
+        for none; at least 0.
       curve_examples: Test images that the curve of accuracy against the radius is drawn from, the first so many, 0 for
         no curve; at least 0.
     """
@@ -126,6 +128,7 @@ class Certify:
     bounds: tuple[MethodName, ...] = ("ibp", "crown_ibp", "symbolic", "crown")
     attack_steps: Annotated[int, Range(1, 10000)] = 100
     attack_restarts: Annotated[int, Range(1, 1000)] = 3
+    complete: Annotated[float, Range(0)] = 0.0
     curve_examples: Annotated[int, Range(0)] = 500
 
 

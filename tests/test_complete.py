@@ -12,7 +12,11 @@ from test_judge import apply
 from mixtrain_jax import certify
 from mixtrain_jax.attacks import fgsm
 from mixtrain_jax.certify import Threat, certificates_of, judge
+from mixtrain_jax.config import of_flags
+from mixtrain_jax.doctor import examine
 from mixtrain_jax.report import judgement as report
+from mixtrain_jax.report.display import Display
+from mixtrain_jax.training.run import run
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,18 @@ def test_images_that_stay_open_count_by_the_reason(judged):
     at, completion = certify.complete(loose, apply, params, split, 1e-9)
     summary = completion.summary()
     assert summary["open"].get("timeout", 0) == (at.attacked & ~at.verified).sum() > 0
+
+
+def test_a_run_decides_its_open_images_where_it_is_asked_to(tmp_path):
+    values = {"model.width": 8, "training.epochs": 3, "data.holdout": 97, "training.points": 2, "threat.eps": 0.02}
+    values |= {"certify.bounds": ("ibp",), "certify.attack_steps": 1, "certify.curve_examples": 0}
+    values["certify.complete"] = float(program.LIMIT)
+    shown = io.StringIO()
+    with jax.numpy_dtype_promotion("standard"):  # which optax wants
+        summary = run(of_flags(values), tmp_path, Display(Console(file=shown, width=200)))
+    assert summary["attacked_accuracy"] == summary["verified_accuracy"] > 0
+    assert summary["complete"]["images"] > 0
+    assert sum(summary["verified_by"].values()) == round(500 * summary["verified_accuracy"])
+    assert summary["attack"].endswith("and complete verification")
+    assert "Complete verification of" in (tmp_path / "report.html").read_text()
+    assert not [finding for finding in examine(tmp_path) if finding.verdict == "fault"]

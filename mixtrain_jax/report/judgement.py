@@ -14,6 +14,7 @@ from rich.table import Table
 from mixtrain_jax.certify import Judgement, Report
 from mixtrain_jax.data import Split
 from mixtrain_jax.report import page
+from mixtrain_jax.report.completion import of_completion
 
 _WORDS = {
     "clean": "of the images as they are",
@@ -86,29 +87,10 @@ def show(console: Console, numbers: Mapping[str, Any]) -> None:
         broke, proved = numbers["broken_by"].get(name, ""), numbers["verified_by"].get(name, "")
         spent.add_row(name, str(broke), str(proved), f"{seconds:.1f}")
     console.print(spent)
-    for line in _of_completion(numbers):
+    for line in of_completion(numbers):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for warning in numbers["warnings"]:
         console.print(f"[yellow]Mind:[/yellow] {escape(warning)}", soft_wrap=True, highlight=False)
-
-
-def _of_completion(numbers: Mapping[str, Any]) -> list[str]:
-    """What complete verification found, in words; nothing where it was not asked for or had nothing to do."""
-    found = numbers.get("complete")
-    if not found or not found["images"]:
-        return []
-
-    def counted(status: str, word: str) -> str:
-        parts = ", ".join(f"{count} {word} {name}" for name, count in found[status].items())
-        return f"{sum(found[status].values())} {status}{f' ({parts})' if parts else ''}"
-
-    verdicts = ", ".join([counted("proved", "by"), counted("broken", "by"), counted("open", "for")])
-    domains, seconds = found["domains"], found["seconds"]
-    return [
-        f"Complete verification of {found['images']} open images, {found['seconds_an_image']:g} s each: {verdicts}. "
-        f"Domains {domains['median']:g} in the median and {domains['most']} at most, seconds {seconds['median']:.2f} "
-        f"and {seconds['most']:.2f}."
-    ]
 
 
 def show_check(console: Console, checked: Report, images: str) -> None:
@@ -146,7 +128,7 @@ def render(judgement: Judgement, numbers: Mapping[str, Any], split: Split, about
                 for name, seconds in numbers["seconds"].items()
             ],
         ),
-        *(f"<p>{html.escape(line)}</p>" for line in _of_completion(numbers)),
+        *(f"<p>{html.escape(line)}</p>" for line in of_completion(numbers)),
         "<h2>Class by class</h2>",
         _grid(
             ["class", "images", *columns],

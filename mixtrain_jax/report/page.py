@@ -9,6 +9,7 @@ from typing import Any
 from mixtrain_jax.certify import Curve, Evaluation
 from mixtrain_jax.config import Config
 from mixtrain_jax.data import Split
+from mixtrain_jax.report.completion import of_completion
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -49,6 +50,7 @@ def render(
         *(f"<p><b>Mind:</b> {html.escape(warning)}</p>" for warning in summary.get("warnings", [])),
         f"<div class=numbers>{numbers}</div>",
         f"<p class=caption>Proved: {html.escape(proved)}.</p>",
+        *(f"<p class=caption>{html.escape(line)}</p>" for line in of_completion(summary)),
         *_figures(rows, evaluation, curve, test),
         "<h2>Config</h2>",
         pairs(config.flags()),

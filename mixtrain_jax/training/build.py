@@ -36,6 +36,11 @@ def prepare(config: Config, dataset: data.Dataset | None = None, mesh: Mesh | No
       ConfigError: where the config does not fit the data.
       DataError: where the data are missing or damaged.
     """
+    if config.certify.complete and jax.process_count() > 1:
+        raise ConfigError(
+            "certify.complete needs a single process, for verdicts depend on clocks; leave it out, and run "
+            "`mixtrain judge RUN --complete SECONDS` afterwards."
+        )
     dataset, mesh = dataset or data.load(config.data.name), mesh or parallel.data_mesh()
     train_split, heldout = dataset.hold_out(config.data.holdout)
     n = config.training.batch_size

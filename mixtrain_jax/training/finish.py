@@ -56,6 +56,10 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     evaluation = certify.evaluate(
         key, logits_fn, dataset.test, setup.threat, attacks=attacks, methods=methods, poll=poll, spread=spread
     )
+    completion = None
+    if config.certify.complete:
+        seconds = config.certify.complete
+        evaluation, completion = certify.complete(evaluation, setup.network, realised, dataset.test, seconds, poll=poll)
     curve = None
     if few := min(config.certify.curve_examples, len(dataset.test)):
         curve = certify.measure_curve(
@@ -71,17 +75,20 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     few = dataset.test[:_LOOKED_AT].floats()
     if warning := non_finite_gradient(logits_fn, jnp.asarray(few.images), jnp.asarray(few.labels)):
         display.note(f"Mind: {warning}. Attacks, that of training too, follow the other entries.")
+    proving = [*methods, *(["complete"] if completion else [])]
+    branched = " and complete verification" if completion else ""
     summary = {
         **evaluation.accuracies(),
         "eps": config.threat.eps,
-        "method": ", ".join(config.certify.bounds),
-        "attack": f"PGD {config.certify.attack_steps} steps x {config.certify.attack_restarts} starts",
+        "method": ", ".join(proving),
+        "attack": f"PGD {config.certify.attack_steps} steps x {config.certify.attack_restarts} starts{branched}",
         "seconds": float(saved.seconds),
         "step_seconds": parallel.led(lambda: median_step(folder.metrics())),
         "certify_seconds": time.monotonic() - started,
         "seed": config.seed,
         "test_examples": len(dataset.test),
-        "verified_by": {name: int((evaluation.proved_by == name).sum()) for name in methods},
+        "verified_by": {name: int((evaluation.proved_by == name).sum()) for name in proving},
+        **({"complete": completion.summary()} if completion else {}),
         "step": step,
         "skipped": int(saved.state.bad.skipped),
         "warnings": [warning] if warning else [],
