@@ -193,7 +193,7 @@ def talk() -> list[dict[str, Any]]:
 
         def deal(images: jax.Array, key: jax.Array, n: int = n, k: int = k, mesh: Any = mesh) -> jax.Array:
             chosen = jax.random.permutation(key, n)[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
-            return parallel.pin(images[chosen], mesh, "rows")
+            return parallel.constrain(images[chosen], mesh, "rows")
 
         key = parallel.put(jax.random.key(0), mesh, "replicated")
         rows.append(

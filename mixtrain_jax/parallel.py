@@ -92,7 +92,7 @@ def _connect() -> None:
     others may be compiling or reading, that is not long enough. In use a connection may wait as long as it has to.
     """
     if jax.default_backend() == "cpu":
-        led(lambda: None)  # those between processes
+        broadcast_from_zero(lambda: None)  # those between processes
         mesh = data_mesh()  # those between devices
         jax.block_until_ready(jax.jit(jnp.sum)(put(np.zeros(mesh.size, np.float32), mesh, "rows")))
 
@@ -114,7 +114,7 @@ def _in_cluster(environment: Mapping[str, str]) -> bool:
     return indexed and importlib.util.find_spec("kubernetes") is not None
 
 
-def together(act: Callable[[], T]) -> T:
+def all_or_raise(act: Callable[[], T]) -> T:
     """Act in all processes; where one fails, all of them fail with its error.
 
     Raises:
@@ -134,22 +134,22 @@ def together(act: Callable[[], T]) -> T:
     return cast(T, value)
 
 
-def alone(act: Callable[[], T]) -> T:
+def on_process_zero(act: Callable[[], T]) -> T:
     """Act in process 0 alone; where it fails, all fail with its error. Elsewhere the value is None: use it alone, too.
 
     Raises:
       MixtrainError: that of process 0.
     """
-    return together(lambda: act() if jax.process_index() == 0 else cast(T, None))
+    return all_or_raise(lambda: act() if jax.process_index() == 0 else cast(T, None))
 
 
-def led(act: Callable[[], T]) -> T:
+def broadcast_from_zero(act: Callable[[], T]) -> T:
     """Act in process 0 alone and return its value, which can be pickled, in all of them.
 
     Raises:
       MixtrainError: that of process 0.
     """
-    value = alone(act)
+    value = on_process_zero(act)
     if jax.process_count() == 1:
         return value
     content = pickle.dumps(value) if jax.process_index() == 0 else b""
@@ -165,7 +165,7 @@ def _broadcast(content: bytes, source: int, size: int) -> bytes:
     return np.asarray(multihost_utils.broadcast_one_to_all(own, is_source=is_source)).tobytes()
 
 
-def agreement(mesh: Mesh) -> Callable[[int], int]:
+def vote(mesh: Mesh) -> Callable[[int], int]:
     """A function by which processes agree on what to do, without waiting for one another.
 
     Args:
@@ -178,7 +178,7 @@ def agreement(mesh: Mesh) -> Callable[[int], int]:
     if jax.process_count() == 1:
         return lambda vote: vote
     where = NamedSharding(mesh, PartitionSpec(_AXIS))
-    largest = settled(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec())), mesh)
+    largest = blocking(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec())), mesh)
     open_votes: collections.deque[jax.Array] = collections.deque()
 
     def agree(vote: int) -> int:
@@ -249,7 +249,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def pin(tree: T, mesh: Mesh | None, layout: Layout) -> T:
+def constrain(tree: T, mesh: Mesh | None, layout: Layout) -> T:
     """Inside `jax.jit`, hold arrays to a layout of `shardings`; nothing where there is one device, or no mesh."""
     if mesh is None or mesh.size == 1:
         return tree
@@ -352,7 +352,7 @@ def _opaque(count: int) -> jax.Array:
     return jax.lax.optimization_barrier(jnp.int32(count))
 
 
-def settled(f: F, mesh: Mesh | None) -> F:
+def blocking(f: F, mesh: Mesh | None) -> F:
     """The function itself; on several CPU devices it waits for its result.
 
     There, programs that are under way at once take threads from one another until none can end its communication.
@@ -367,7 +367,7 @@ def settled(f: F, mesh: Mesh | None) -> F:
     return cast(F, call)
 
 
-def by_rows(mesh: Mesh) -> Spread:
+def data_parallel(mesh: Mesh) -> Spread:
     """Make functions of batches work on all devices at once.
 
     Args:

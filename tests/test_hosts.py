@@ -212,5 +212,9 @@ def test_in_a_thread_signals_are_left_alone():
 def test_one_process_needs_nobody():
     mesh = parallel.data_mesh(jax.devices()[:1])
     assert parallel.initialize()
-    assert parallel.led(functools.partial(int, 3)) == parallel.alone(functools.partial(int, 3)) == 3
-    assert [parallel.agreement(mesh)(vote) for vote in (0, 1, 15)] == [0, 1, 15]
+    assert (
+        parallel.broadcast_from_zero(functools.partial(int, 3))
+        == parallel.on_process_zero(functools.partial(int, 3))
+        == 3
+    )
+    assert [parallel.vote(mesh)(vote) for vote in (0, 1, 15)] == [0, 1, 15]

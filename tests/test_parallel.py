@@ -235,7 +235,7 @@ def test_certification_is_that_of_one_device(key):
     methods, attacks = certify.methods(["ibp", "crown"]), {"pgd": functools.partial(pgd, steps=5, restarts=2)}
     found = []
     for count in (1, 3):
-        options = {"batch_size": 8, "spread": parallel.by_rows(mesh_of(count))}
+        options = {"batch_size": 8, "spread": parallel.data_parallel(mesh_of(count))}
         at = certify.evaluate(
             key, logits_fn, split, Threat(0.05, (0.0, 1.0)), attacks=attacks, methods=methods, **options
         )

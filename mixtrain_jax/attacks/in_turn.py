@@ -84,7 +84,7 @@ def in_turn(
       batch_size: runs on the device at a time.
       poll: called after every batch with the name of the attack, its runs that are done or dropped, and all its runs;
         whatever it raises ends the attack.
-      spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
+      spread: what every function of a batch goes through, such as `parallel.data_parallel(mesh)`; by default nothing.
 
     Raises:
       BoundsError: inside `jax.jit`, where the ball is none that attacks know, labels are no classes `[n]`, or there is

@@ -105,7 +105,7 @@ def evaluate(
         that it proves.
       batch_size: images on the device at a time; attacks take fewer where that is faster.
       poll: called with progress after every batch; whatever it raises ends the evaluation.
-      spread: what every function of a batch goes through, such as `parallel.by_rows(mesh)`; by default nothing.
+      spread: what every function of a batch goes through, such as `parallel.data_parallel(mesh)`; by default nothing.
 
     Raises:
       BoundsError: where images, labels, logits or `batch_size` are not as described above, labels no classes, pixels

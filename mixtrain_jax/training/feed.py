@@ -82,7 +82,9 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mes
             images = augment(
                 step_key, images, crop=config.data.crop, flip=config.data.flip, draws=(n + k * own_pool, rows)
             )
-            batches.append(Batch(*parallel.pin((as_floats(images, split.levels), labels), mesh, "rows"), count=size))
+            batches.append(
+                Batch(*parallel.constrain((as_floats(images, split.levels), labels), mesh, "rows"), count=size)
+            )
         return Examples(batches[0], batches[-1])
 
     if isinstance(split, Split):
@@ -90,13 +92,13 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mes
 
         def gather(data: tuple[jax.Array, jax.Array], handed: tuple[jax.Array, jax.Array]) -> Examples:
             order, step = handed
-            where = [parallel.pin(order[rows], mesh, "rows") for rows in parts]
+            where = [parallel.constrain(order[rows], mesh, "rows") for rows in parts]
             return examples([(data[0][i], data[1][i]) for i in where], step)
 
         def orders(first: int, last: int) -> Iterator[tuple[np.ndarray, np.int32]]:
             return ((plan(step), np.int32(step)) for step in range(first, last))
 
-        return Feed(orders, gather, resident, parallel.settled(jit_once(gather), mesh))
+        return Feed(orders, gather, resident, parallel.blocking(jit_once(gather), mesh))
 
     from mixtrain_jax.data.stream import stream
 
@@ -111,7 +113,7 @@ def make_feed(config: Config, split: Split | Streamed, key: jax.Array, mesh: Mes
                 pieces = zip(*(np.split(array, [len(own[0])]) for array in read), strict=True)
                 yield [parallel.put_own(piece, mesh) for piece in pieces][: len(parts)], np.int32(step)
 
-    return Feed(streamed, convert, None, parallel.settled(jit_once(convert), mesh))
+    return Feed(streamed, convert, None, parallel.blocking(jit_once(convert), mesh))
 
 
 def _filled(start: int, size: int, mesh: Mesh) -> np.ndarray:

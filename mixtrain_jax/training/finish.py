@@ -37,9 +37,9 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
     step, params = chosen(saved)
     realised = jax.jit(config.reparam.realise)(jax.tree.map(jnp.asarray, params))
     logits_fn = functools.partial(setup.network, realised)
-    spread = parallel.by_rows(setup.mesh)
+    spread = parallel.data_parallel(setup.mesh)
 
-    agree = parallel.agreement(setup.mesh)
+    agree = parallel.vote(setup.mesh)
 
     def poll(what: str, done: int, total: int) -> None:
         display.progress(what, done, total)
@@ -83,7 +83,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         "method": ", ".join(proving),
         "attack": f"PGD {config.certify.attack_steps} steps x {config.certify.attack_restarts} starts{branched}",
         "seconds": float(saved.seconds),
-        "step_seconds": parallel.led(lambda: median_step(folder.metrics())),
+        "step_seconds": parallel.broadcast_from_zero(lambda: median_step(folder.metrics())),
         "certify_seconds": time.monotonic() - started,
         "seed": config.seed,
         "test_examples": len(dataset.test),
@@ -104,7 +104,7 @@ def finish(setup: Setup, saved: Saved, folder: RunDir, stop: Stop, display: Disp
         told = {**summary, "files_sha256": sha256_of_files(arrays)}
         folder.write_all({"report.html": content, **arrays, "summary.json": json.dumps(told, indent=2) + "\n"})
 
-    parallel.alone(write)
+    parallel.on_process_zero(write)
     return summary
 
 

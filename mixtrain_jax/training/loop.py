@@ -37,7 +37,7 @@ def train(
     config, total = setup.config, setup.total_steps
     saved = restore(setup, checkpoints, display)
     state, first, spent, best = saved.state, int(saved.step), float(saved.seconds), saved.best
-    parallel.alone(lambda: folder.rewind_metrics(first))
+    parallel.on_process_zero(lambda: folder.rewind_metrics(first))
     if first >= total:
         return saved
     measure = make_measure(setup)
@@ -48,7 +48,7 @@ def train(
         trace_steps(setup, state, folder.path / "profile", display)
     many = config.training.steps_per_dispatch
     log_every = max(1, total // config.training.points // many) * many
-    pace, agree = Pace(spent, max(1, AHEAD // many)), parallel.agreement(setup.mesh)
+    pace, agree = Pace(spent, max(1, AHEAD // many)), parallel.vote(setup.mesh)
     done, saved_at = first, time.monotonic()
     for taken, dispatch in dispatches(setup, state, first, total):
         with jax.transfer_guard_device_to_host("disallow"):  # a step that waits for the device slows all of them
@@ -57,7 +57,7 @@ def train(
         done += taken
         display.progress("train", done, total)
         if done % log_every == 0 or done == total:
-            parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
+            parallel.on_process_zero(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
             row = pace.rates(config.training.batch_size)
             with pace.paused():
                 began = time.monotonic()
@@ -65,13 +65,13 @@ def train(
                 measuring = time.monotonic() - began
                 left = ((row["seconds"] - spent) / (done - first) + measuring / log_every) * (total - done)
                 display.row({**row, "seconds_left": left}, last=done == total)
-                parallel.alone(functools.partial(folder.append_metrics, row))
+                parallel.on_process_zero(functools.partial(folder.append_metrics, row))
                 state, best = after_row(setup, row, state, best)
         # The number of a signal, or 1 to save: any process may be told to stop, and process 0 has the clock.
         late = time.monotonic() - saved_at >= config.training.checkpoint_seconds and jax.process_index() == 0
         verdict = agree(stop.signal or int(late))
         if verdict or done == total:
-            parallel.alone(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
+            parallel.on_process_zero(functools.partial(refuse_non_finite, setup, state, folder, checkpoints))
             saved = Saved(np.int64(done), np.float64(pace.seconds()), state, best)
             with pace.paused():
                 save(checkpoints, saved, wait=verdict > 1 or done == total)

@@ -40,18 +40,18 @@ def make_measure(setup: Setup) -> Callable[[TrainState], tuple[float, float]]:
 
     @jax.jit
     def correct(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        params, rows = parallel.pin(params, setup.mesh, "replicated"), (batch.images, batch.labels)
+        params, rows = parallel.constrain(params, setup.mesh, "replicated"), (batch.images, batch.labels)
         if not config.training.microbatches:
-            return parallel.pin(correct_of(params, rows), setup.mesh, "replicated")
+            return parallel.constrain(correct_of(params, rows), setup.mesh, "replicated")
         rows = jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), rows)
         found = parallel.map_microbatches(correct_of, params, rows, setup.mesh)
-        return parallel.pin(jax.tree.map(jnp.ravel, found), setup.mesh, "replicated")
+        return parallel.constrain(jax.tree.map(jnp.ravel, found), setup.mesh, "replicated")
 
     # Some at a time, the rows of a backward bound taking far more memory than the examples; the last ones come twice.
     each = -(-min(config.training.batch_size, count) // max(config.training.microbatches, 1))
     size = each * parallel.padded(config.training.microbatches, setup.mesh) or parallel.padded(each, setup.mesh)
     rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-    correct = parallel.settled(correct, setup.mesh)
+    correct = parallel.blocking(correct, setup.mesh)
     batches = [Batch(*parallel.put(split.take(row), setup.mesh, "rows")) for row in rows]
 
     def measure(state: TrainState) -> tuple[float, float]:

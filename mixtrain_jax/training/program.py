@@ -38,7 +38,7 @@ def make_program(config: Config, objective: Objective, steps: Steps, feed: Feed,
         state, losses = jax.lax.scan(step, state, (stacked, present))
         return state, losses[-1]
 
-    return parallel.settled(jit_once(program, donate_argnums=0), mesh)
+    return parallel.blocking(jit_once(program, donate_argnums=0), mesh)
 
 
 def dispatches(setup: Setup, state: TrainState, first: int, last: int) -> Iterator[tuple[int, Dispatch]]:

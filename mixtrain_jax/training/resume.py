@@ -51,13 +51,13 @@ def save(checkpoints: Checkpoints, saved: Saved, *, wait: bool) -> None:
         if wait:
             checkpoints.wait()
 
-    parallel.alone(write)
+    parallel.on_process_zero(write)
 
 
 def restore(setup: Setup, checkpoints: Checkpoints, display: Display) -> Saved:
     """The newest whole checkpoint, or the state that training starts from."""
     start, upgrade = untrained(setup), functools.partial(upgraded, names=tuple(setup.objective))
-    saved = parallel.led(lambda: checkpoints.restore(start, display.note, upgrade=upgrade))
+    saved = parallel.broadcast_from_zero(lambda: checkpoints.restore(start, display.note, upgrade=upgrade))
     if saved is not None:
         display.note(f"Going on from step {int(saved.step)} of {setup.total_steps}.")
         best = saved.best and saved.best._replace(

@@ -38,12 +38,14 @@ def run(
     """
     folder = RunDir(workdir)
     with contextlib.ExitStack() as held, Stop() as stop:
-        parallel.alone(lambda: held.enter_context(folder.opened(config)))
+        parallel.on_process_zero(lambda: held.enter_context(folder.opened(config)))
         refuse_another_config(config)
-        summary = parallel.led(folder.summary)
+        summary = parallel.broadcast_from_zero(folder.summary)
         if summary is None:
-            setup = parallel.together(lambda: prepare(config, data.load(config.data.name, data_dir, display.progress)))
-            checkpoints = parallel.alone(lambda: held.enter_context(Checkpoints(folder.checkpoints)))
+            setup = parallel.all_or_raise(
+                lambda: prepare(config, data.load(config.data.name, data_dir, display.progress))
+            )
+            checkpoints = parallel.on_process_zero(lambda: held.enter_context(Checkpoints(folder.checkpoints)))
             saved = train(setup, folder, checkpoints, stop, display, profile=profile)
             summary = finish(setup, saved, folder, stop, display)
         else:
@@ -59,11 +61,11 @@ def refuse_another_config(config: Config) -> None:
     Raises:
       ConfigError: (in all processes) where one has another.
     """
-    first = parallel.led(config.flags)
+    first = parallel.broadcast_from_zero(config.flags)
 
     def compare() -> None:
         mine = config.flags()
         if differ := [name for name in mine if mine[name] != first[name]]:
             raise ConfigError(f"The processes of this run were given different configs ({', '.join(differ)} differ).")
 
-    parallel.together(compare)
+    parallel.all_or_raise(compare)

@@ -190,7 +190,9 @@ def make_steps(
         def loss_and_grad(state: TrainState, batch: Batch) -> LossAndGrad:
             if term.examples is not None and (term.replace or term.examples < len(batch)):
                 batch = drawn(jax.random.fold_in(key, state.step), batch, term.examples, term.replace, mesh)
-            params = parallel.pin(state.params, mesh, "replicated")  # split ones come together for as long as it takes
+            params = parallel.constrain(
+                state.params, mesh, "replicated"
+            )  # split ones come together for as long as it takes
             whole = (params, state.step)
             if microbatches and mesh is not None:
                 rows, size = microbatched(batch, term.microbatch, mesh, microbatches)
@@ -198,7 +200,7 @@ def make_steps(
                 (value, accuracy), gradient = parallel.sum_microbatches(each, whole, rows, mesh, microbatches)
             else:
                 (value, accuracy), gradient = summed(whole, *grouped(batch, term.microbatch, mesh))
-            return parallel.pin(LossAndGrad(value, accuracy, gradient), mesh, layout)
+            return parallel.constrain(LossAndGrad(value, accuracy, gradient), mesh, layout)
 
         loss_and_grad.__name__ = name  # what profiles and errors call it
         return loss_and_grad
@@ -238,7 +240,7 @@ def make_steps(
         same = state._replace(step=jnp.where(over, state.step, state.step + 1), bad=bad)
         # Whatever jax promotes to, with JAX_ENABLE_X64 for one: a state of other dtypes would be another program's.
         kept = jax.tree.map(lambda new, old: jnp.where(good & ~over, new.astype(old.dtype), old), new, same)
-        return parallel.pin(kept, mesh, layout)
+        return parallel.constrain(kept, mesh, layout)
 
     def signals(state: TrainState, parts: Parts, gradients: Sequence[Any]) -> Signals:
         metrics = {name: Metrics(parts[name].loss, parts[name].accuracy) for name in names}
@@ -251,7 +253,7 @@ def make_steps(
 
     def skipped(state: TrainState) -> LossAndGrad:
         zero = jnp.zeros((), jnp.float32)
-        return parallel.pin(LossAndGrad(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
+        return parallel.constrain(LossAndGrad(zero, zero, jax.tree.map(jnp.zeros_like, state.params)), mesh, layout)
 
     terms = {name: make_term(name, term) for name, term in objective.items()}
 
@@ -269,9 +271,9 @@ def make_steps(
         return update(state, parts), sum((part.loss for part in parts.values()), jnp.float32(0))
 
     return Steps(
-        {name: parallel.settled(jit_once(term), mesh) for name, term in terms.items()},
-        parallel.settled(jit_once(update, donate_argnums=0), mesh),
-        parallel.settled(jax.jit(skipped), mesh),
+        {name: parallel.blocking(jit_once(term), mesh) for name, term in terms.items()},
+        parallel.blocking(jit_once(update, donate_argnums=0), mesh),
+        parallel.blocking(jax.jit(skipped), mesh),
         fused,
     )
 
@@ -281,7 +283,7 @@ def drawn(key: jax.Array, pool: Batch, k: int, replace: bool, mesh: Mesh | None)
     chosen = subsample.draw(key, len(pool), k, replace=replace)
     if mesh is not None:
         chosen = chosen[np.minimum(np.arange(parallel.padded(k, mesh)), k - 1)]
-    return Batch(*parallel.pin((pool.images[chosen], pool.labels[chosen]), mesh, "rows"), count=k)
+    return Batch(*parallel.constrain((pool.images[chosen], pool.labels[chosen]), mesh, "rows"), count=k)
 
 
 def weighted(weights: Weights, terms: Mapping[str, jax.Array]) -> jax.Array:
