@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixtrain_jax import certify, data
+from mixtrain_jax import certify, data, experiment
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.config import Config, of_flags
 from mixtrain_jax.training.build import prepare
-from mixtrain_jax.training.program import dispatches
 from mixtrain_jax.training.setup import Setup
 
 BLOCK, BLOCKS = 300, 4
@@ -47,10 +46,9 @@ def accuracies(config: Config, dataset: data.Dataset) -> tuple[float, float]:
 
 def trained_accuracies(setup: Setup) -> tuple[float, float]:
     """Clean and verified accuracy on the test split of a setup after training."""
-    config, dataset, state = setup.config, setup.dataset, setup.initial
-    for _, dispatch in dispatches(setup, state, 0, setup.total_steps):
-        state, _ = dispatch(state)
-    logits_fn = functools.partial(setup.apply, state.params)
+    config, dataset, made = setup.config, setup.dataset, experiment.trainer(setup)
+    state = made.advance(made.initial, 0, made.total_steps)
+    logits_fn = functools.partial(made.apply, state.params)
     images, labels = jnp.asarray(dataset.test.floats().images), jnp.asarray(dataset.test.labels)
     right = logits_fn(images).argmax(-1) == labels
     proved = jnp.zeros_like(right)

@@ -33,11 +33,9 @@ from fault_cases import processes
 from jax.sharding import PartitionSpec
 from results_page.numbers import table
 
-from mixtrain_jax import certify, config, environment, losses, models, parallel
+from mixtrain_jax import certify, config, environment, experiment, losses, models, parallel
 from mixtrain_jax.bounds import linf_ball, margins
 from mixtrain_jax.fingerprints import fingerprint
-from mixtrain_jax.training.build import prepare
-from mixtrain_jax.training.program import compile_steps, dispatches
 
 HERE = Path(__file__).parent
 RECORD, PAGE = HERE / "scaling.json", HERE.parent / "docs" / "scaling.md"
@@ -140,16 +138,13 @@ def order() -> list[dict[str, Any]]:
 
 def _run_of(of: config.Config, count: int) -> tuple[Callable[[], float], Callable[[], str]]:
     """What takes the next steps of a run and returns their seconds, and what returns the hash of its state."""
-    setup = prepare(of, mesh=parallel.data_mesh(jax.devices()[:count]))
-    compile_steps(setup)
-    state, done = jax.tree.map(jnp.copy, setup.initial), 0
+    made = experiment.trainer(of, mesh=parallel.data_mesh(jax.devices()[:count]))
+    state, done = made.initial, 0
 
     def take() -> float:
         nonlocal state, done
         started = time.perf_counter()
-        for _, dispatch in dispatches(setup, state, done, done + STEPS):
-            state, _ = dispatch(state)
-        jax.block_until_ready(state)
+        state = jax.block_until_ready(made.advance(state, done, done + STEPS))
         done += STEPS
         return time.perf_counter() - started
 

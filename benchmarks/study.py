@@ -19,26 +19,13 @@ page. A label tells a second study of the same data from the first, such as one 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mixtrain_jax import data, environment
-from mixtrain_jax.checkpoints import Checkpoints
+from mixtrain_jax import data, environment, experiment
 from mixtrain_jax.config import Config, of_flags
 from mixtrain_jax.report.display import Display
-from mixtrain_jax.training.build import prepare
-from mixtrain_jax.training.finish import finish
-from mixtrain_jax.training.loop import train
-from mixtrain_jax.training.program import one_step
-from mixtrain_jax.training.rundir import RunDir
-from mixtrain_jax.training.signals import Stop
 
 SHARES = (1, 2, 4, 8, 16)  # one example in so many
 WEIGHTS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the robust loss in the whole
@@ -67,37 +54,12 @@ BASE = {
 }
 
 
-def step_seconds(configs: list[Config], dataset: data.Dataset, rounds: int) -> list[float]:
-    """Median seconds of a whole training step of each config, the configs taking turns."""
-    runners = []
-    for config in configs:
-        setup = prepare(config, dataset)
-        examples = next(iter(setup.feed(0, 1)))
-        state = jax.tree.map(jnp.copy, setup.initial)
-        skipped, names = setup.steps.skipped(state), list(setup.objective)
-
-        def step(state: Any, *fixed: Any, setup: Any = setup, given: Any = (examples, names, skipped)) -> Any:
-            return one_step(setup, state, *given)[0]
-
-        runners.append([step, jax.block_until_ready(step(state))])
-    seconds: list[list[float]] = [[] for _ in configs]
-    for _ in range(rounds):
-        for runner, times in zip(runners, seconds, strict=True):
-            step, state = runner
-            started = time.perf_counter()
-            for _ in range(5):
-                state = step(state)
-            runner[1] = jax.block_until_ready(state)
-            times.append((time.perf_counter() - started) / 5)
-    return [statistics.median(times) for times in seconds]
-
-
 def costs(folder: Path, bound: str, configs: dict[str, Config], dataset: data.Dataset) -> dict[str, float]:
     """Seconds of a step of each config, measured together once and kept in `steps.json`."""
     path = folder / "steps.json"
     known = json.loads(path.read_text()) if path.exists() else {"device": environment.device()}
     if bound not in known:
-        known[bound] = dict(zip(configs, step_seconds(list(configs.values()), dataset, 15), strict=True))
+        known[bound] = dict(zip(configs, experiment.step_seconds(list(configs.values()), dataset), strict=True))
         path.write_text(json.dumps(known, indent=1) + "\n")
     return known[bound]
 
@@ -152,15 +114,6 @@ def _bounded(config: Config, bound: str) -> Config:
 STUDIES = {"subsampling": subsampling, "weights": weights, "time": trainers}
 
 
-def perform(config: Config, dataset: data.Dataset, folder: RunDir, display: Display) -> None:
-    """One run from where it stands to its summary."""
-    with folder.opened(config), Stop() as stop:
-        if folder.summary() is None:
-            setup = prepare(config, dataset)
-            saved = train(setup, folder, Checkpoints(folder.checkpoints, keep=1), stop, display)
-            finish(setup, saved, folder, stop, display)
-
-
 def main() -> None:
     """Run what is left of a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -179,11 +132,7 @@ def main() -> None:
     with Display() as display:
         dataset = data.load(base.data.name, arguments.data_dir, display.progress)
         configs = STUDIES[arguments.study](base, arguments.bounds, dataset, folder)
-        for seed in arguments.seeds:
-            for name, config in configs.items():
-                display.note(f"{name}, seed {seed}")
-                config = dataclasses.replace(config, seed=seed)
-                perform(config, dataset, RunDir(folder / f"{name}-{seed}"), display)
+        experiment.study(configs, folder, display, seeds=arguments.seeds, dataset=dataset)
 
 
 if __name__ == "__main__":

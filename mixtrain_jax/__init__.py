@@ -27,7 +27,19 @@ from mixtrain_jax.bounds import (
 )
 
 if TYPE_CHECKING:
-    from mixtrain_jax import attacks, bounds, certify, foreign, losses, mixing, models, objectives, parallel, subsample
+    from mixtrain_jax import (
+        attacks,
+        bounds,
+        certify,
+        experiment,
+        foreign,
+        losses,
+        mixing,
+        models,
+        objectives,
+        parallel,
+        subsample,
+    )
     from mixtrain_jax.certify import judge
     from mixtrain_jax.runs import Run, load_run
     from mixtrain_jax.verify import verify
@@ -46,6 +58,7 @@ __all__ = [
     "certify",
     "crown",
     "crown_ibp",
+    "experiment",
     "foreign",
     "ibp",
     "intersect",
@@ -70,6 +83,7 @@ _LATER = {"judge": "mixtrain_jax.certify", "load_run": "mixtrain_jax.runs", "Run
 _PARTS = {
     "attacks",
     "certify",
+    "experiment",
     "foreign",
     "losses",
     "mixing",

@@ -48,6 +48,7 @@ ALLOWED = {
         *("checkpoints", "config", "data", "environment", "errors", "fingerprints", "image_table", "models"),
         *("parallel", "reparam", "report", "threat"),
     },
+    "experiment": {"checkpoints", "config", "data", "report", "training"},
     "foreign": {"bounds", "errors"},
     "queries": {"bounds", "errors", "foreign", "verify"},
     "runs": {"checkpoints", "config", "data", "errors", "models", "reparam", "schema", "threat"},
