@@ -126,7 +126,7 @@ def test_a_run_says_that_its_attacks_missed_some_pixels(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # which optax wants
         fields = {"width": 4, "certify": ("ibp",), "attack_steps": 1, "attack_restarts": 1, "curve_examples": 0}
         setup = prepare(experiment(**fields))
-        setup = setup._replace(apply=lambda params, x, apply=setup.apply: apply(params, jnp.sqrt(x)))
+        setup = setup._replace(network=lambda params, x, apply=setup.network: apply(params, jnp.sqrt(x)))
         folder, saved = RunDir(tmp_path), untrained(setup)
         folder.append_metrics({**log_row(setup, saved.state, (0.0, 0.0), 0), "clean_loss": 1.0})
         found = finish(setup, saved, folder, Stop(), Display())
