@@ -280,7 +280,8 @@ def of_tables(values: Mapping[str, Any], base: Config | None = None, *, imports:
         if not isinstance(given, Mapping):
             raise ConfigError(f"{table} must be a table, got {given!r}.")
         given, start = dict(given), getattr(base, table)
-        if table in CHOICES and "name" in given and ":" in str(given["name"]) and not imports:
+        name = given.get("name")
+        if table in CHOICES and isinstance(name, str) and ":" in name and not imports:
             tables[table] = Foreign(given.pop("name"), given)
             continue
         if table in CHOICES and "name" in given:

@@ -370,6 +370,9 @@ def test_a_file_of_a_run_is_read_without_running_code_that_it_names(tmp_path, mo
     assert found.name_of("objective") == "hostile:Loss"
     assert found.flags()["objective.ratio"] == 0.4
     assert found.to_json() == tables
+    (tmp_path / "config.json").write_text(json.dumps({**tables, "objective": {"name": ["hostile:Loss"]}}))
+    with pytest.raises(ConfigError, match=r"objective\.name must be one of mixtrain, .* got \['hostile:Loss'\]"):
+        of_run(tmp_path)
 
 
 # --- version 0.1 ----------------------------------------------------------------------------------------------------
